@@ -1,0 +1,1 @@
+"""How processes get onto machines, and the `fleet` command."""

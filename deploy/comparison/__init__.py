@@ -1,0 +1,1 @@
+"""What `fleet compare` is made of."""

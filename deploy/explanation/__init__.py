@@ -1,0 +1,1 @@
+"""What a policy does, by situation, and why it did it in one episode."""

@@ -1,0 +1,171 @@
+"""How a run shows its progress: a live display on a terminal, a line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from learner.progress import Progress
+
+_LINE_SECONDS = 5.0
+_REFRESHES_PER_SECOND = 4
+_EVALUATIONS = ("selecting", "evaluating")
+
+
+class ProgressDisplay:
+    """Shows the last `Progress` it was given, between `__enter__` and `__exit__`."""
+
+    def __init__(self, name: str, console: Console | None = None) -> None:
+        self._name = name
+        self._console = console or Console(stderr=True)
+        self._live: Live | None = None
+        self._last_line, self._last_phase = 0.0, ""
+
+    def __enter__(self) -> ProgressDisplay:
+        """Begin to show."""
+        if self._console.is_terminal:
+            self._live = Live(
+                console=self._console, refresh_per_second=_REFRESHES_PER_SECOND, redirect_stdout=False
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the last state on the screen."""
+        if self._live:
+            self._live.stop()
+
+    def show(self, progress: Progress) -> None:
+        """Take a new state; cheap enough to be called at any rate."""
+        if self._live:
+            self._live.update(picture(self._name, progress))
+            return
+        now = time.monotonic()
+        if now - self._last_line >= _LINE_SECONDS or progress.phase != self._last_phase:
+            self._last_line, self._last_phase = now, progress.phase
+            self._console.print(line(progress), highlight=False, markup=False, soft_wrap=True)
+
+
+class EvaluationDisplay:
+    """Shows how far an evaluation is, its rate and the time left, between `__enter__` and `__exit__`."""
+
+    def __init__(self, name: str, episodes: int, steps: int, console: Console | None = None) -> None:
+        self._name, self._episodes, self._steps = name, episodes, steps
+        self._episodes_done = self._steps_done = 0
+        self._console = console or Console(stderr=True)
+        self._live: Live | None = None
+        self._began = self._last_line = 0.0
+        self._steps_before = 0
+        """Of the episode with whose end the clock starts: what comes before it is building."""
+
+    def __enter__(self) -> EvaluationDisplay:
+        """Begin to show."""
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, transient=True, redirect_stdout=False)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take it from the screen."""
+        if self._live:
+            self._live.stop()
+
+    def ended(self, steps: int) -> None:
+        """Count an episode; cheap enough for thousands a second."""
+        self._episodes_done += 1
+        self._steps_done += steps
+        now = time.monotonic()
+        if self._episodes_done == 1:
+            self._began, self._last_line, self._steps_before = now, now, steps
+        if now - self._last_line >= (1 / _REFRESHES_PER_SECOND if self._live else _LINE_SECONDS):
+            self._last_line = now
+            text = self.line(now - self._began)
+            if self._live:
+                self._live.update(Group(ProgressBar(total=self._steps, completed=self._steps_done), text))
+            else:
+                self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def line(self, seconds: float) -> str:
+        """Return what is shown so many seconds after the first episode."""
+        rate = (self._steps_done - self._steps_before) / seconds
+        return (
+            f"{self._name}: {self._episodes_done:,} of {self._episodes:,} episodes, {rate:,.0f} steps/s, "
+            f"{_duration((self._steps - self._steps_done) / rate) if rate else '?'} left"
+        )
+
+
+def picture(name: str, progress: Progress) -> RenderableType:
+    """Return the live display: a title, a bar, and what matters beneath it."""
+    title = Text.assemble((name, "bold"), f"  {progress.phase}", (f"  {_waiting(progress)}", "dim"))
+    bar = Table.grid(padding=(0, 2), expand=True)
+    bar.add_column(ratio=1)
+    done, wanted = progress.episodes, progress.total_episodes
+    speed = [f"{progress.episodes_per_second:,.0f}/s", f"{remaining(progress)} left"]
+    if progress.phase in _EVALUATIONS:
+        done, wanted, speed = progress.evaluated, progress.to_evaluate, []
+    bar.add_row(ProgressBar(total=max(wanted, 1), completed=done), f"{done:,} of {wanted:,} episodes", *speed)
+    facts = Table.grid(padding=(0, 3))
+    facts.add_row(_update(progress), _returns(progress))
+    facts.add_row(f"version {progress.update}, {_staleness(progress)}", _fleet(progress))
+    return Group(title, bar, facts)
+
+
+def line(progress: Progress) -> str:
+    """Return what matters most in one line."""
+    if progress.phase in _EVALUATIONS:
+        return f"{progress.phase}: {progress.evaluated:,} of {progress.to_evaluate:,} episodes"
+    rate = f"{progress.episodes_per_second:,.0f}/s, {remaining(progress)} left"
+    parts = [f"{progress.phase}: {progress.episodes:,} of {progress.total_episodes:,} episodes, {rate}"]
+    parts += [f"update {progress.update:,}", _returns(progress)]
+    parts += [f"lag {progress.lag_mean:.1f}", _fleet(progress)]
+    return "; ".join(part for part in parts if part)
+
+
+def remaining(progress: Progress) -> str:
+    """Return the time to the last update at the present rate, as M:SS or H:MM:SS."""
+    if not progress.episodes_per_second:
+        return "?"
+    return _duration((progress.total_episodes - progress.episodes) / progress.episodes_per_second)
+
+
+def _duration(exact_seconds: float) -> str:
+    seconds = round(exact_seconds)
+    hours, minutes = seconds // 3600, seconds // 60 % 60
+    return f"{hours}:{minutes:02}:{seconds % 60:02}" if hours else f"{minutes}:{seconds % 60:02}"
+
+
+def _update(progress: Progress) -> str:
+    took = f" in {progress.update_seconds:.2f} s" if progress.update else ""
+    return f"update {progress.update:,} of {progress.updates:,}{took}"
+
+
+def _returns(progress: Progress) -> str:
+    returns = ", ".join(f"{name} {value:.1f}" for name, value in progress.returns.items())
+    return f"mean return {returns}" if returns else ""
+
+
+def _staleness(progress: Progress) -> str:
+    return f"staleness {progress.lag_mean:.1f} (most {progress.lag_max})"
+
+
+def _fleet(progress: Progress) -> str:
+    return f"{_count(progress.workers, 'worker')}, {_count(progress.slots, 'slot')}"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _waiting(progress: Progress) -> str:
+    told = not progress.waiting_for or progress.phase != "training"
+    return "" if told else f"waiting for {progress.waiting_for}"

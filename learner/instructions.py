@@ -1,0 +1,65 @@
+"""What the registry tells the thread that owns the sockets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from learner.conduct import Offence
+from protocol.messages import ToWorker
+
+MOST_CHARACTERS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message to a worker over control, without blocking."""
+
+    session: str
+    message: ToWorker
+
+
+@dataclass(frozen=True, slots=True)
+class SendSnapshot:
+    """Send a worker the weights of this version over control."""
+
+    session: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopRun:
+    """End the run: it cannot go on."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Misconduct:
+    """Count something against the key of a worker."""
+
+    key: str
+    offence: Offence
+    times: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Tell the user."""
+
+    level: Literal["info", "warning", "error"]
+    text: str
+
+
+def one_line(text: str) -> str:
+    """Return what others wrote such that, in a log, it is one line of bounded length."""
+    text = text[:MOST_CHARACTERS]
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def printable(text: str, characters: int) -> str:
+    """Return a name that others gave without what no terminal should be sent, of bounded length."""
+    return "".join(character for character in text if character.isprintable())[:characters].strip()
+
+
+Instruction = Send | SendSnapshot | StopRun | Misconduct | Log

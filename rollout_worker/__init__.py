@@ -1,0 +1,1 @@
+"""Everything that a worker host runs. No torch."""
