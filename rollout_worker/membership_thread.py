@@ -85,9 +85,11 @@ class MembershipThread:
         finally:
             self._sockets.close()
         if not exchange.worked.wait(_LAST_WORD_SECONDS):
-            logger.warning("ends while an environment holds up its thread")
+            assert exchange.stop is not None
+            reason, code = exchange.stop.reason, exchange.stop.code
+            logger.warning("ends: %s (exit status %d), while an environment holds up its thread", reason, code)
             logging.shutdown()
-            os._exit(exchange.stop.code if exchange.stop else ExitCode.ERROR)
+            os._exit(code)
 
     def _converse(self, sockets: Sockets) -> None:
         exchange, poller = self._exchange, zmq.Poller()

@@ -294,6 +294,8 @@ def test_a_stuck_environment_shows_as_stalled_and_does_not_hinder_the_end(
     worker.process.send_signal(signal.SIGTERM)
     learner.until(lambda: learner.goodbyes)
     worker.ends_with(ExitCode.DONE)
+    last = worker.log().splitlines()[-1]
+    assert f"ends: {learner.goodbyes[0].reason} (exit status 0), while an environment" in last
 
 
 @pytest.mark.parametrize(("name", "told"), [("Stuck-v0", "makes no step"), ("Endless-v0", "is not built")])
