@@ -87,7 +87,9 @@ class MembershipThread:
         if not exchange.worked.wait(_LAST_WORD_SECONDS):
             assert exchange.stop is not None
             reason, code = exchange.stop.reason, exchange.stop.code
-            logger.warning("ends: %s (exit status %d), while an environment holds up its thread", reason, code)
+            logger.warning(
+                "ends: %s (exit status %d), while an environment holds up its thread", reason, code
+            )
             logging.shutdown()
             os._exit(code)
 

@@ -164,12 +164,16 @@ def _beliefs(history: Bits) -> list[Fact]:
 
 
 def _scans(history: Bits) -> list[Fact]:
-    columns = np.concatenate([_STARTS[part] + np.arange(HISTORY_PARTS[part]) for part in ("scans", "ages")])
+    parts = ("scans", "ages", "repeats")  # together: each of them alone tells of the scan
+    columns = np.concatenate([_STARTS[part] + np.arange(HISTORY_PARTS[part]) for part in parts])
     names = [HOSTS[host] for host in np.flatnonzero(history[columns[:N_HOSTS]])]
     if not names:
         return []
     listed = ", ".join(names) if len(names) < 4 else f"{len(names)} hosts"
-    return [Fact(f"scanned so far: {listed}", columns, np.zeros(len(columns), np.uint8))]
+    repeats = history[columns[-HISTORY_PARTS["repeats"] :: view.N_REPEATS]]
+    again = [HOSTS[view.DEFENDED_HOSTS[place]] for place in np.flatnonzero(repeats)]
+    words = f"scanned so far: {listed}" + (f"; again since treated: {', '.join(again)}" if again else "")
+    return [Fact(words, columns, np.zeros(len(columns), np.uint8))]
 
 
 def _decoys(history: Bits) -> list[Fact]:

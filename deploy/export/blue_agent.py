@@ -42,7 +42,7 @@ DEFENDED = tuple(LADDERS)
 COMPACT_KINDS = ("Analyse", "Remove", "Restore", "Decoy")
 COMPACT_ACTIONS = 1 + len(COMPACT_KINDS) * len(DEFENDED)
 """0 is Sleep, then 1 + 9 * kind + place among the defended hosts; Decoy is the next useful one there."""
-RECENT, AGES, OWN, OLDEST, SCAN_AGES = 3, 4, 2, 254, 6
+RECENT, AGES, OWN, OLDEST, SCAN_AGES, REPEATS = 3, 4, 2, 254, 6, 2
 NO_ACTION = -1
 
 
@@ -115,6 +115,7 @@ class History:
             host: set() for host in HOSTS
         }  # those that stood there when Red last scanned
         self._scanned: dict[str, int] = {}  # hosts, each with the steps since its last scan
+        self._repeats: dict[str, int] = {}  # scans of a host scanned before, since Blue last treated it
         self._scan_order: list[str] = []  # the last two different ones, latest first
         self._recent: list[tuple[str, int, int]] = []  # host, whether an exploit, steps ago; latest first
         self._own: list[int] = []  # Blue's last actions, compact, latest first
@@ -124,6 +125,7 @@ class History:
         """Take in one step: the action and what it was answered with."""
         self._own = [_compact(action), *self._own][:OWN]
         self._track_decoys(action)
+        self._track_treatment(action)
         self._recent = [(host, exploit, min(age + 1, OLDEST)) for host, exploit, age in self._recent]
         self._scanned = {host: age + 1 for host, age in self._scanned.items()}
         for place, host in enumerate(HOSTS):
@@ -131,6 +133,7 @@ class History:
             if active:
                 self._recent = [(host, exploit, 0), *self._recent][:RECENT]
             if active and not exploit:
+                self._repeats[host] = self._repeats.get(host, 0) + (host in self._scanned)
                 self._scanned[host] = 0
                 self._known[host] = set(self._placed[host])
                 if self._scan_order[:1] != [host]:
@@ -158,8 +161,9 @@ class History:
         actions.append(self._ot_restored)
         groups = [_scan_age_group(self._scanned.get(host)) for host in HOSTS]
         ages = [int(group == n) for group in groups for n in range(SCAN_AGES)]
+        repeats = [int(self._repeats.get(host, 0) > n) for host in DEFENDED for n in range(REPEATS)]
         parts = {"bits": bits, "scans": scans, "decoys": decoys, "activities": activities}
-        return {**parts, "actions": actions, "ages": ages}
+        return {**parts, "actions": actions, "ages": ages, "repeats": repeats}
 
     def legal(self, compact: bool) -> list[bool]:
         """Return whether each action could change anything, of the compact ones or of all 145."""
@@ -187,6 +191,11 @@ class History:
             self._ot_restored |= host == "Op_Server0"
         elif kind in DECOYS and self._has_room(host, kind):
             self._placed[host].add(kind)
+
+    def _track_treatment(self, action: int) -> None:
+        number, place = divmod(action - 2, len(HOSTS))
+        if action >= 2 and KINDS[number] in ("Analyse", "Remove", "Restore"):
+            self._repeats.pop(HOSTS[place], None)
 
     def _has_room(self, host: str, decoy: str) -> bool:
         placed = self._placed[host]

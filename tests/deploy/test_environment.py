@@ -30,7 +30,7 @@ def spec_of(**given: Any) -> EnvironmentSpec:
 def test_the_defaults_see_the_whole_history_and_choose_compact_actions() -> None:
     spec = spec_of()
     assert spec.options == {"rules": "current", "observation": "history", "actions": "compact"}
-    assert (spec.spaces.inputs, spec.spaces.actions, spec.spaces.masked) == (345, 37, True)
+    assert (spec.spaces.inputs, spec.spaces.actions, spec.spaces.masked) == (363, 37, True)
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,9 @@ def test_the_defaults_see_the_whole_history_and_choose_compact_actions() -> None
     [
         ("bits", "full", "bits", 52, 145, False),
         ("scans+bits", "full-masked", "bits+scans", 91, 145, True),
-        ("bits+scans+decoys+activities+actions+ages", "compact-unmasked", "history", 345, 37, False),
+        ("bits+scans+decoys+activities+actions+ages+repeats", "compact-unmasked", "history", 363, 37, False),
         ("decoys", "compact-without-analyse", "decoys", 42, 28, True),
-        ("state", "compact", "state", 749, 37, True),
+        ("state", "compact", "state", 767, 37, True),
     ],
 )
 def test_what_is_chosen_by_name_is_described_and_built(
@@ -130,7 +130,7 @@ def test_weights_for_another_sight_or_other_actions_are_refused(tmp_path: Path, 
 def test_a_policy_of_another_release_is_refused_where_it_is_played() -> None:
     spec = spec_of()
     older = replace(spec, spaces=replace(spec.spaces, observation_size=301))
-    with pytest.raises(UserError, match="observation_size 382 here, 301 where the policy was trained"):
+    with pytest.raises(UserError, match="observation_size 400 here, 301 where the policy was trained"):
         registry.build(older, 2)
 
 

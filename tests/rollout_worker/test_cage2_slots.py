@@ -39,6 +39,7 @@ PARTS = {
     "activities": defender_view.N_RECENT * (13 + 1 + defender_view.N_AGES + 1),
     "actions": defender_view.N_OWN * 38 + 1,
     "ages": defender_view.N_SCAN_AGES * 13,
+    "repeats": defender_view.N_REPEATS * defender_view.N_DEFENDED,
 }
 REDS = ("b_line", "meander", "sleep")
 SCENARIOS: list[Mapping[str, Any]] = [

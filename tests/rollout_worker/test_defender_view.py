@@ -117,6 +117,12 @@ def reference_view(history: History) -> list[int]:
     for index in range(13):
         since = len(history) - 1 - last_scan.get(index, len(history))  # -1 without a scan
         features += [int(since in group) for group in AGE_GROUPS]
+    for host in DEFENDED:
+        steps = [step for step, index in scans if HOSTS[index] == host]
+        treatments = [(kind, host) for kind in ("Analyse", "Remove", "Restore")]
+        treated = [step for step, (action, _) in enumerate(history) if parse(action) in treatments]
+        repeats = sum(step >= max(treated, default=0) for step in steps[1:])
+        features += [int(repeats >= 1), int(repeats >= 2)]
     return features + [1] * 28 + [int(next_decoy(history, host) is not None) for host in DEFENDED]
 
 

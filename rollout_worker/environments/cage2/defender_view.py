@@ -74,10 +74,14 @@ _RECENT_AGE = _RECENT_EXPLOIT + N_RECENT  # and how many steps ago (saturating)
 _OWN = _RECENT_AGE + N_RECENT  # Blue's last two actions, compact, latest first
 _OT_RESTORED = _OWN + N_OWN  # 1 after a Restore of Op_Server0: Impact can do no more harm
 _SCAN_AGE = _OT_RESTORED + 1  # steps since Red last scanned the host (saturating)
-VIEW_SIZE = _SCAN_AGE + N_HOSTS
+_REPEATS = _SCAN_AGE + N_HOSTS  # scans of a host that Red had scanned before, since Blue last treated it
+VIEW_SIZE = _REPEATS + N_HOSTS
 
 # Steps since a scan: 0, 1, 2 to 3, 4 to 7, 8 to 15, 16 and more.
 N_SCAN_AGES = 6
+# At least one repeated scan, at least two. Meander scans a host once: what looks like another scan of it was
+# an exploit, on a decoy or undetected.
+N_REPEATS = 2
 
 # An absent activity or action has a feature of its own: else the first step would be all zeros, and the
 # policy could learn nothing about it that it does not learn about every step.
@@ -86,6 +90,7 @@ _OWN_WIDTH = COMPACT_ACTIONS + 1
 HISTORY_SIZE = (
     OBSERVATION_SIZE + 3 * N_HOSTS + 2 * N_LADDER_DECOYS
     + N_RECENT * _RECENT_WIDTH + N_OWN * _OWN_WIDTH + 1 + N_SCAN_AGES * N_HOSTS
+    + N_REPEATS * N_DEFENDED
 )  # fmt: skip
 # Of what `write_view` writes: the history and the legality of compact actions, or also of all actions.
 VIEW_WIDTH = HISTORY_SIZE + COMPACT_ACTIONS
@@ -116,7 +121,10 @@ def update_view(view_row: Row, bits_row: Row, blue_action: int) -> None:
     view_row[_OWN + 1] = view_row[_OWN]
     view_row[_OWN] = _compact_action(blue_action)
     if blue_action >= 2:
-        _track_decoys(view_row, (blue_action - 2) // N_HOSTS, (blue_action - 2) % N_HOSTS)
+        kind, host = (blue_action - 2) // N_HOSTS, (blue_action - 2) % N_HOSTS
+        _track_decoys(view_row, kind, host)
+        if kind in (ANALYSE, REMOVE, RESTORE):
+            view_row[_REPEATS + host] = 0
     for i in range(N_RECENT):
         view_row[_RECENT_AGE + i] = min(view_row[_RECENT_AGE + i] + 1, 254)
     for host in range(N_HOSTS):
@@ -165,6 +173,10 @@ def write_view(view_row: Row, bits_row: Row, out_row: Row) -> None:
         if view_row[_SCANNED + host]:
             out_row[at + _scan_age_group(view_row[_SCAN_AGE + host])] = 1
         at += N_SCAN_AGES
+    for place in range(N_DEFENDED):
+        for i in range(N_REPEATS):
+            out_row[at + i] = view_row[_REPEATS + DEFENDED_HOSTS[place]] > i
+        at += N_REPEATS
     out_row[at : at + _DECOY] = 1
     for place in range(N_DEFENDED):
         out_row[at + _DECOY + place] = _next_decoy(view_row, place) != NO_DECOY
@@ -252,6 +264,8 @@ def _record_activity(view_row: Row, host: int, exploit: int) -> None:
         view_row[_RECENT_AGE + i] = view_row[_RECENT_AGE + i - 1]
     view_row[_RECENT_HOST], view_row[_RECENT_EXPLOIT], view_row[_RECENT_AGE] = host, exploit, 0
     if not exploit:
+        if view_row[_SCANNED + host]:
+            view_row[_REPEATS + host] = min(view_row[_REPEATS + host] + 1, N_REPEATS)
         view_row[_SCANNED + host] = 1
         view_row[_SCAN_AGE + host] = 0
         view_row[_KNOWN + host] = view_row[_PLACED + host]

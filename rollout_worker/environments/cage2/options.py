@@ -15,6 +15,7 @@ HISTORY_PARTS: Final[Mapping[str, int]] = {
     "activities": 57,
     "actions": 77,
     "ages": 78,
+    "repeats": 18,
 }
 """Parts of the history and their widths, in the order of its columns."""
 HISTORY_SIZE: Final = sum(HISTORY_PARTS.values())
