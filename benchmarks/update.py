@@ -22,11 +22,11 @@ from protocol.messages import Episode, Version
 from protocol.specs import PolicySpec
 from protocol.tickets import Ticket
 
-CAGE2 = PolicySpec(264, 37, masked=True)
+CAGE2 = PolicySpec(363, 37, masked=True)
 CARTPOLE = PolicySpec(4, 2)
 SETTINGS: tuple[tuple[str, PolicySpec, PPOConfig, int], ...] = (
     ("cage2, 64-64, minibatch 4,000, 4 epochs", CAGE2, PPOConfig(), 400),
-    ("cage2, 128-128", PolicySpec(264, 37, masked=True, hidden=(128, 128)), PPOConfig(), 400),
+    ("cage2, 128-128", PolicySpec(363, 37, masked=True, hidden=(128, 128)), PPOConfig(), 400),
     ("cage2, 64-64, minibatch 2,000, 2 epochs", CAGE2, PPOConfig(minibatch_steps=2000, epochs=2), 400),
     ("cage2, 64-64, minibatch 512", CAGE2, PPOConfig(minibatch_steps=512), 100),
     ("cartpole, 64-64, minibatch 250, 10 epochs", CARTPOLE, PPOConfig(minibatch_steps=250, epochs=10), 50),
@@ -72,36 +72,40 @@ def measure(name: str, spec: PolicySpec, config: PPOConfig, episodes: int, repea
     }
 
 
-def gradients_by_autograd(
+def actor_by_autograd(
     model: ActorCritic, samples: ppo.Samples, config: PPOConfig, entropy_weight: float
 ) -> tuple[torch.Tensor, ...]:
-    """Do what `ppo.losses_and_gradients` does, through torch's own differentiation."""
+    """Do what `ppo.actor_losses_and_gradient` does, through torch's own differentiation."""
     with torch.inference_mode(False), torch.enable_grad():
         samples = ppo.Samples(*(getattr(samples, name).clone() for name in samples.__slots__))
-        parameters = model.parameters.clone().requires_grad_()
-        actor_parameters = parameters[: len(model.actor.parameters)]
-        critic_parameters = parameters[len(model.actor.parameters) :]
+        parameters = model.actor.parameters.clone().requires_grad_()
         inputs, legality = model.inputs(samples.observations)
-        logits = _forward(model.actor, actor_parameters, inputs)
-        values = _forward(model.critic, critic_parameters, inputs)[:, 0]
+        logits = _forward(model.actor, parameters, inputs)
         distribution = torch.log_softmax(logits if legality is None else logits + legality, 1)
         log_ratios = distribution.gather(1, samples.actions)[:, 0] - samples.proximal_log_probs
         ratios = log_ratios.exp()
         clipped = ratios.clamp(1 - config.clip, 1 + config.clip)
         gains = torch.minimum(ratios * samples.advantages, clipped * samples.advantages)
-        policy_loss, value_loss = (
-            -(samples.weights * gains).mean(),
-            0.5 * (values - samples.returns).square().mean(),
-        )
+        policy_loss = -(samples.weights * gains).mean()
         entropy = -(distribution.clamp(-80).exp() * distribution).sum(1).mean()
-        loss = policy_loss + config.value_coefficient * value_loss - entropy_weight * entropy
-        (gradients,) = torch.autograd.grad(loss, parameters)
-        model.gradients.copy_(gradients)
+        (gradient,) = torch.autograd.grad(policy_loss - entropy_weight * entropy, parameters)
+        model.actor.gradients.copy_(gradient)
         kl, clipped_share = (
             (ratios - 1 - log_ratios).mean(),
             ((ratios - 1).abs() > config.clip).float().mean(),
         )
-        return tuple(scalar.detach() for scalar in (policy_loss, value_loss, entropy, kl, clipped_share))
+        return tuple(scalar.detach() for scalar in (policy_loss, entropy, kl, clipped_share))
+
+
+def critic_by_autograd(model: ActorCritic, samples: ppo.Samples, config: PPOConfig) -> torch.Tensor:
+    """Do what `ppo.critic_loss_and_gradient` does, through torch's own differentiation."""
+    with torch.inference_mode(False), torch.enable_grad():
+        parameters = model.critic.parameters.clone().requires_grad_()
+        values = _forward(model.critic, parameters, model.inputs(samples.observations.clone())[0])[:, 0]
+        loss = 0.5 * (values - samples.returns.clone()).square().mean()
+        (gradient,) = torch.autograd.grad(config.value_coefficient * loss, parameters)
+        model.critic.gradients.copy_(gradient)
+        return loss.detach()
 
 
 def _forward(network: Perceptron, parameters: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
@@ -122,7 +126,8 @@ def main(
 ) -> None:
     torch.set_num_threads(threads)
     rows = [measure(*setting, repeats) for setting in SETTINGS]
-    ppo.losses_and_gradients = gradients_by_autograd
+    ppo.actor_losses_and_gradient = actor_by_autograd
+    ppo.critic_loss_and_gradient = critic_by_autograd
     rows.append(measure("the first, by autograd", *SETTINGS[0][1:], repeats))
     for row in rows:
         print(

@@ -5,14 +5,19 @@ the ratio is clipped against the *proximal* policy, the learner's own at the sta
 is weighted by its probability under that policy over the one under the *behaviour* policy that played it,
 truncated. Where the newest weights played the whole batch the two are the same, and this is plain PPO.
 
-Losses are plain functions that return a loss and its gradient. All of it runs under `torch.inference_mode()`.
+Actor and critic share the batch and nothing else, so each takes its gradient steps in a thread of its own;
+the bits do not depend on how the two get on. Losses are plain functions that return a loss and its gradient.
+All of it runs under `torch.inference_mode()`.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -77,10 +82,22 @@ class Adam:
         parameters.addcdiv_(self.first_moment, denominator, value=-learning_rate / unbiased1)
 
 
+class Optimisers(NamedTuple):
+    """Adam's states for the two networks."""
+
+    actor: Adam
+    critic: Adam
+
+    @classmethod
+    def of(cls, model: ActorCritic) -> Optimisers:
+        """Return fresh ones."""
+        return cls(Adam(len(model.actor.parameters)), Adam(len(model.critic.parameters)))
+
+
 @torch.inference_mode()
 def run_update(
     model: ActorCritic,
-    adam: Adam,
+    optimisers: Optimisers,
     batch: Batch,
     config: PPOConfig,
     *,
@@ -89,12 +106,29 @@ def run_update(
     updates: int,
     should_stop: Callable[[], bool],
 ) -> dict[str, float]:
-    """Change `model` and `adam` by update number `update` of 0 .. `updates` - 1, and return its figures.
+    """Change `model` and `optimisers` by update `update` of 0 .. `updates` - 1, and return its figures.
 
-    The result depends on the other arguments alone. `should_stop` is asked before every gradient step; when
-    it says so, UpdateAbandoned is raised.
+    The result depends on the other arguments alone. `should_stop` is asked before every gradient step of the
+    actor; when it says so, UpdateAbandoned is raised.
     """
-    torch.set_flush_denormal(True)  # of this thread: products of tiny numbers take 10 times as long otherwise
+    _set_up_thread()
+    with ThreadPoolExecutor(1, "critic", _set_up_thread) as critic_thread:
+        return _run_update(
+            model, optimisers, batch, config, critic_thread, seed, update, updates, should_stop
+        )
+
+
+def _run_update(
+    model: ActorCritic,
+    optimisers: Optimisers,
+    batch: Batch,
+    config: PPOConfig,
+    critic_thread: ThreadPoolExecutor,
+    seed: int,
+    update: int,
+    updates: int,
+    should_stop: Callable[[], bool],
+) -> dict[str, float]:
     began = time.perf_counter()
     progress = min(1.0, update / max(1, updates - 1))
     learning_rate = config.learning_rate + progress * (config.final_learning_rate - config.learning_rate)
@@ -102,8 +136,10 @@ def run_update(
 
     # 1. What the weights at the start of the update make of the batch.
     observations, actions = torch.from_numpy(batch.observations), torch.from_numpy(batch.actions)[:, None]
-    proximal, values = evaluate(model, observations, actions)
-    final_values = model.values(torch.from_numpy(batch.final_observations))
+    valued = critic_thread.submit(evaluate_critic, model, observations)
+    proximal = evaluate_actor(model, observations, actions)
+    values = valued.result()
+    final_values = evaluate_critic(model, torch.from_numpy(batch.final_observations))
     log_weights = proximal.numpy().astype(np.float64) - batch.log_probs
 
     # 2. Advantages.
@@ -133,21 +169,24 @@ def run_update(
 
     # 3. Gradient steps.
     evaluated = time.perf_counter()
-    steps: list[Tensor] = []
-    for index in minibatches(len(actions), config, np.random.default_rng([seed % 2**64, update])):
-        if should_stop():
-            raise UpdateAbandoned
-        losses = losses_and_gradients(model, samples.take(index), config, entropy_weight)
-        if config.target_kl and losses[_KL] > config.target_kl:
-            break
-        norms = [clip_norm(part.gradients, config.max_grad_norm) for part in (model.actor, model.critic)]
-        adam.step(model.parameters, model.gradients, learning_rate)
-        steps.append(torch.stack([*losses, *norms]))
+    abandoned = threading.Event()
+    order = [np.random.default_rng([seed % 2**64, update]) for _ in optimisers]
+    critic_steps = critic_thread.submit(
+        improve_critic, model, optimisers.critic, samples, config, learning_rate, order[1], abandoned.is_set
+    )
+    try:
+        steps = improve_actor(
+            model, optimisers.actor, samples, config, learning_rate, entropy_weight, order[0], should_stop
+        )
+    except BaseException:
+        abandoned.set()
+        raise
 
     # 4. What came of it.
+    figures = _means(ACTOR_FIGURES, steps) | _means(CRITIC_FIGURES, critic_steps.result())
     ended = time.perf_counter()
     return {
-        **_means(steps),
+        **figures,
         **staleness(log_weights, update - batch.versions),
         "explained_variance": explained_variance(values.numpy(), returns),
         "gradient_steps": len(steps),
@@ -165,21 +204,67 @@ def minibatches(n: int, config: PPOConfig, generator: np.random.Generator) -> It
         yield from torch.from_numpy(generator.permutation(n)).tensor_split(parts)
 
 
-_LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
-_KL = _LOSSES.index("approx_kl")
+def improve_actor(
+    model: ActorCritic,
+    adam: Adam,
+    samples: Samples,
+    config: PPOConfig,
+    learning_rate: float,
+    entropy_weight: float,
+    order: np.random.Generator,
+    should_stop: Callable[[], bool],
+) -> list[Tensor]:
+    """Take the actor's gradient steps; return ACTOR_FIGURES of each. Raises UpdateAbandoned."""
+    steps: list[Tensor] = []
+    for index in minibatches(len(samples.actions), config, order):
+        if should_stop():
+            raise UpdateAbandoned
+        losses = actor_losses_and_gradient(model, samples.take(index), config, entropy_weight)
+        if config.target_kl and losses[_KL] > config.target_kl:
+            break
+        norm = clip_norm(model.actor.gradients, config.max_grad_norm)
+        adam.step(model.actor.parameters, model.actor.gradients, learning_rate)
+        steps.append(torch.stack([*losses, norm]))
+    return steps
 
 
-def losses_and_gradients(
+@torch.inference_mode()  # a mode of each thread
+def improve_critic(
+    model: ActorCritic,
+    adam: Adam,
+    samples: Samples,
+    config: PPOConfig,
+    learning_rate: float,
+    order: np.random.Generator,
+    should_stop: Callable[[], bool],
+) -> list[Tensor]:
+    """Take the critic's gradient steps; return CRITIC_FIGURES of each. Raises UpdateAbandoned."""
+    steps: list[Tensor] = []
+    for index in minibatches(len(samples.actions), config, order):
+        if should_stop():
+            raise UpdateAbandoned
+        loss = critic_loss_and_gradient(model, samples.take(index), config)
+        norm = clip_norm(model.critic.gradients, config.max_grad_norm)
+        adam.step(model.critic.parameters, model.critic.gradients, learning_rate)
+        steps.append(torch.stack([loss, norm]))
+    return steps
+
+
+ACTOR_FIGURES = ("policy_loss", "entropy", "approx_kl", "clip_fraction", "actor_grad_norm")
+CRITIC_FIGURES = ("value_loss", "critic_grad_norm")
+_KL = ACTOR_FIGURES.index("approx_kl")
+
+
+def actor_losses_and_gradient(
     model: ActorCritic, samples: Samples, config: PPOConfig, entropy_weight: float
 ) -> tuple[Tensor, ...]:
-    """Return the scalars `_LOSSES`, and leave in `model.gradients` those of the whole loss.
+    """Return the scalars ACTOR_FIGURES but the last, and leave the gradient in `model.actor.gradients`.
 
-    It is policy loss + value_coefficient * value loss - entropy_weight * mean entropy + exploration loss.
+    It is that of policy loss - entropy_weight * mean entropy + exploration loss.
     """
     inputs, legality = model.inputs(samples.observations)
-    actor_layers, critic_layers = model.actor.forward(inputs), model.critic.forward(inputs)
-
-    log_distribution = log_softmax(actor_layers[-1], legality)
+    layers = model.actor.forward(inputs)
+    log_distribution = log_softmax(layers[-1], legality)
     log_ratios = log_distribution.gather(1, samples.actions)[:, 0] - samples.proximal_log_probs
     policy_loss, chosen_gradient, clip_fraction = clipped_policy_loss(
         log_ratios, samples.weights, samples.advantages, config.clip
@@ -190,15 +275,17 @@ def losses_and_gradients(
     logit_gradient += log_prob_gradient(distribution, samples.actions, chosen_gradient)
     if config.exploration:
         logit_gradient += exploration_gradient(distribution, legality, samples.exploration)
-    model.actor.backward(actor_layers, logit_gradient)
-
-    value_loss, value_gradient = clipped_value_loss(
-        critic_layers[-1][:, 0], samples.values, samples.returns, config.clip_value
-    )
-    model.critic.backward(critic_layers, (value_gradient * config.value_coefficient)[:, None])
-
+    model.actor.backward(layers, logit_gradient)
     approximate_kl = (log_ratios.expm1() - log_ratios).mean()
-    return policy_loss, value_loss, entropy, approximate_kl, clip_fraction
+    return policy_loss, entropy, approximate_kl, clip_fraction
+
+
+def critic_loss_and_gradient(model: ActorCritic, samples: Samples, config: PPOConfig) -> Tensor:
+    """Return the value loss; leave value_coefficient times its gradient in `model.critic.gradients`."""
+    layers = model.critic.forward(model.inputs(samples.observations)[0])
+    loss, gradient = clipped_value_loss(layers[-1][:, 0], samples.values, samples.returns, config.clip_value)
+    model.critic.backward(layers, (gradient * config.value_coefficient)[:, None])
+    return loss
 
 
 def clipped_policy_loss(
@@ -277,20 +364,29 @@ def clip_norm(gradients: Tensor, max_norm: float) -> Tensor:
     return norm
 
 
-def evaluate(model: ActorCritic, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the log-probabilities of `actions` [n, 1] and the values, [n] each, at `observations`."""
-    log_probs, values = [], []
+def evaluate_actor(model: ActorCritic, observations: Tensor, actions: Tensor) -> Tensor:
+    """Return the log-probabilities of `actions` [n, 1] at `observations`, [n]."""
+    log_probs = []
     parts = (torch.split(tensor, _FORWARD_ROWS) for tensor in (observations, actions))
     for rows, chosen in zip(*parts, strict=True):
         inputs, legality = model.inputs(rows)
         distribution = log_softmax(model.actor.forward(inputs)[-1], legality)
         log_probs.append(distribution.gather(1, chosen)[:, 0])
-        values.append(model.critic.forward(inputs)[-1][:, 0])
-    return torch.cat(log_probs), torch.cat(values)
+    return torch.cat(log_probs)
 
 
-def _means(steps: list[Tensor]) -> dict[str, float]:
-    names = (*_LOSSES, "actor_grad_norm", "critic_grad_norm")
+@torch.inference_mode()
+def evaluate_critic(model: ActorCritic, observations: Tensor) -> Tensor:
+    """Return the values of `observations`, [n]."""
+    return torch.cat([model.values(rows) for rows in torch.split(observations, _FORWARD_ROWS)])
+
+
+def _set_up_thread() -> None:
+    torch.set_flush_denormal(True)  # products of tiny numbers take 10 times as long otherwise
+    torch.set_num_threads(torch.get_num_threads())  # a new thread takes all cores where nobody says otherwise
+
+
+def _means(names: tuple[str, ...], steps: list[Tensor]) -> dict[str, float]:
     means = torch.stack(steps).mean(dim=0).tolist() if steps else [0.0] * len(names)
     return dict(zip(names, means, strict=True))
 

@@ -14,7 +14,7 @@ from learner.batches import Batch, make_batch
 from learner.config import PPOConfig
 from learner.models import ActorCritic, policy_arrays
 from learner.normalisation import Moments
-from learner.ppo import Adam, run_update
+from learner.ppo import Optimisers, run_update
 from protocol.errors import UserError
 from protocol.messages import Episode
 from protocol.specs import PolicySpec
@@ -37,7 +37,7 @@ class Trainer:
         self.spec, self.config, self.seed, self.updates = spec, config, seed, updates
         self.update = 0
         self.model = ActorCritic(spec, torch.Generator().manual_seed(seed % 2**63))
-        self.adam = Adam(len(self.model.parameters))
+        self.optimisers = Optimisers.of(self.model)
 
     def train(self, episodes: Sequence[Episode], should_stop: Callable[[], bool] = bool) -> dict[str, float]:
         """Run one update on `episodes`, given in any order, and return its figures.
@@ -47,14 +47,15 @@ class Trainer:
         """
         began = time.perf_counter()
         batch = make_batch(episodes)
-        before, moments, steps = self._vectors().clone(), self.model.moments, self.adam.steps
+        before, moments = [vector.clone() for vector in self._vectors()], self.model.moments
+        steps = [adam.steps for adam in self.optimisers]
         if self.spec.normalised:
             self.model.set_moments(moments.merge(Moments.of(batch.observations[:, : self.spec.inputs])))
         batched = time.perf_counter()
         try:
             figures = run_update(
                 self.model,
-                self.adam,
+                self.optimisers,
                 batch,
                 self.config,
                 seed=self.seed,
@@ -85,9 +86,10 @@ class Trainer:
     def state(self) -> tuple[TrainerArrays, dict[str, Any]]:
         """Return copies of all arrays, and the plain JSON that goes with them; about 0.1 ms."""
         arrays: TrainerArrays = {f"weights/{name}": a.copy() for name, a in self.model.arrays().items()}
-        arrays["optimiser/first_moment"] = self.adam.first_moment.numpy().copy()
-        arrays["optimiser/second_moment"] = self.adam.second_moment.numpy().copy()
-        arrays["optimiser/steps"] = np.array([self.adam.steps], dtype=np.int64)
+        for name, adam in self.optimisers._asdict().items():
+            arrays[f"optimiser/{name}/first_moment"] = adam.first_moment.numpy().copy()
+            arrays[f"optimiser/{name}/second_moment"] = adam.second_moment.numpy().copy()
+            arrays[f"optimiser/{name}/steps"] = np.array([adam.steps], dtype=np.int64)
         if self.spec.normalised:
             moments = self.model.moments
             arrays["normalisation/count"] = np.array([moments.count])
@@ -97,10 +99,13 @@ class Trainer:
     def load_state(self, arrays: Mapping[str, NDArray[Any]], plain: Mapping[str, Any]) -> None:
         """Take up training where `state` was taken. Raises UserError if it is of another policy."""
         self.load_weights(arrays)
-        optimiser = {"first_moment": self.adam.first_moment, "second_moment": self.adam.second_moment}
-        for name, tensor in optimiser.items():
-            tensor.numpy()[:] = _fitting(arrays, f"optimiser/{name}", tuple(tensor.shape))
-        self.adam.steps = int(_fitting(arrays, "optimiser/steps", (1,))[0])
+        for name, adam in self.optimisers._asdict().items():
+            for moment, tensor in (
+                ("first_moment", adam.first_moment),
+                ("second_moment", adam.second_moment),
+            ):
+                tensor.numpy()[:] = _fitting(arrays, f"optimiser/{name}/{moment}", tuple(tensor.shape))
+            adam.steps = int(_fitting(arrays, f"optimiser/{name}/steps", (1,))[0])
         self.update = int(plain["update"])
 
     def load_weights(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -118,15 +123,16 @@ class Trainer:
         for name, target in targets.items():
             target[...] = found[name]
 
-    def _vectors(self) -> torch.Tensor:
-        return torch.stack([self.model.parameters, self.adam.first_moment, self.adam.second_moment])
+    def _vectors(self) -> list[torch.Tensor]:
+        moments = [moment for adam in self.optimisers for moment in (adam.first_moment, adam.second_moment)]
+        return [self.model.parameters, *moments]
 
-    def _restore(self, vectors: torch.Tensor, moments: Moments, steps: int) -> None:
-        state = (self.model.parameters, self.adam.first_moment, self.adam.second_moment)
-        for tensor, before in zip(state, vectors, strict=True):
-            tensor.copy_(before)
+    def _restore(self, vectors: list[torch.Tensor], moments: Moments, steps: list[int]) -> None:
+        for vector, before in zip(self._vectors(), vectors, strict=True):
+            vector.copy_(before)
         self.model.set_moments(moments)
-        self.adam.steps = steps
+        for adam, taken in zip(self.optimisers, steps, strict=True):
+            adam.steps = taken
 
 
 def _fitting(arrays: Mapping[str, NDArray[Any]], name: str, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from learner.batches import Batch, make_batch
 from learner.config import PPOConfig
 from learner.models import ActorCritic
 from learner.normalisation import Moments
-from learner.ppo import Adam, Samples, UpdateAbandoned, run_update
+from learner.ppo import Adam, Optimisers, Samples, UpdateAbandoned, run_update
 from protocol.messages import Episode, Version
 from protocol.specs import PolicySpec
 from protocol.tickets import Ticket
@@ -42,11 +42,11 @@ def update(
     updates: int = 10,
     seed: int = 1,
     should_stop: Callable[[], bool] = bool,
-    adam: Adam | None = None,
+    optimisers: Optimisers | None = None,
 ) -> dict[str, float]:
-    adam = adam or Adam(len(model.parameters))
+    optimisers = optimisers or Optimisers.of(model)
     return run_update(
-        model, adam, batch, config, seed=seed, update=number, updates=updates, should_stop=should_stop
+        model, optimisers, batch, config, seed=seed, update=number, updates=updates, should_stop=should_stop
     )
 
 
@@ -153,7 +153,8 @@ def make_samples(spec: PolicySpec, batch: Batch, stale: bool) -> Samples:
     spread = 0.5 if stale else 0.0
     model = make_model(spec)
     observations, actions = torch.from_numpy(batch.observations), torch.from_numpy(batch.actions)[:, None]
-    log_probs, values = ppo.evaluate(model, observations, actions)
+    log_probs = ppo.evaluate_actor(model, observations, actions)
+    values = ppo.evaluate_critic(model, observations)
     return Samples(
         observations,
         actions,
@@ -214,7 +215,9 @@ def test_gradients_equal_autograd(
     samples = make_samples(spec, batch, stale)
     if spec.normalised:
         model.set_moments(Moments.of(batch.observations))
-    losses = ppo.losses_and_gradients(model, samples, config, entropy_weight=0.05)
+    policy_loss, entropy, *_ = ppo.actor_losses_and_gradient(model, samples, config, entropy_weight=0.05)
+    value_loss = ppo.critic_loss_and_gradient(model, samples, config)
+    losses = torch.stack([policy_loss, value_loss, entropy])
 
     views = [
         [view.clone().requires_grad_() for view in network.views.values()]
@@ -222,7 +225,7 @@ def test_gradients_equal_autograd(
     ]
     whole, *parts = reference_loss(model, views, samples, config, 0.05)
     gradients = torch.autograd.grad(whole, views[0] + views[1])
-    torch.testing.assert_close(torch.stack(losses[:3]), torch.stack(parts).detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses, torch.stack(parts).detach(), rtol=1e-4, atol=1e-5)
     expected = torch.cat([gradient.flatten() for gradient in gradients])
     torch.testing.assert_close(model.gradients, expected, rtol=1e-3, atol=1e-5)
 
@@ -328,7 +331,8 @@ def test_target_kl_ends_an_update_early(make_episodes: EpisodeMaker) -> None:
 @pytest.mark.parametrize("patience", [0, 1, 5])
 def test_a_stop_is_heard_before_any_gradient_step(make_episodes: EpisodeMaker, patience: int) -> None:
     batch = make_batch(make_episodes(PLAIN, [48]))
-    adam, asked = Adam(len(make_model(PLAIN).parameters)), 0
+    model, asked = make_model(PLAIN), 0
+    optimisers = Optimisers.of(model)
 
     def should_stop() -> bool:
         nonlocal asked
@@ -336,8 +340,8 @@ def test_a_stop_is_heard_before_any_gradient_step(make_episodes: EpisodeMaker, p
         return asked > patience
 
     with pytest.raises(UpdateAbandoned):
-        update(make_model(PLAIN), batch, should_stop=should_stop, adam=adam)
-    assert adam.steps == patience
+        update(model, batch, should_stop=should_stop, optimisers=optimisers)
+    assert optimisers.actor.steps == patience
 
 
 def bandit_batch(model: ActorCritic, random: np.random.Generator, version: int) -> Batch:
@@ -360,10 +364,12 @@ def bandit_batch(model: ActorCritic, random: np.random.Generator, version: int) 
 def test_it_learns_even_from_stale_samples(lag: int) -> None:
     spec, random = PolicySpec(2, 3, hidden=(16,)), np.random.default_rng(0)
     model, config = make_model(spec, noise=0.0), PPOConfig(learning_rate=0.01, minibatch_steps=100)
-    adam, batches = Adam(len(model.parameters)), []
+    optimisers, batches = Optimisers.of(model), []
     for number in range(25):
         batches.append(bandit_batch(model, random, number))
-        figures = update(model, batches[max(0, number - lag)], config, number, updates=25, adam=adam)
+        figures = update(
+            model, batches[max(0, number - lag)], config, number, updates=25, optimisers=optimisers
+        )
     probabilities = torch.softmax(model.actor.forward(torch.eye(2))[-1], 1)
     assert probabilities[0, 2] > 0.9 and probabilities[1, 0] > 0.9
     assert figures["lag_max"] == lag
