@@ -109,9 +109,9 @@ class PPOConfig:
     """Adam's step size at the first update; falls linearly to `final_learning_rate` at the last."""
     final_learning_rate: float = 1e-4
     """Adam's step size at the last update."""
-    epochs: int = 4
+    epochs: int = 2
     """Passes over each batch."""
-    minibatch_steps: int = 4000
+    minibatch_steps: int = 2000
     """Environment steps per gradient step."""
     gamma: float = 0.99
     """Discount per step."""
@@ -129,7 +129,7 @@ class PPOConfig:
     """Weight of a pull towards all legal actions alike, at the first step of an episode."""
     exploration_decay: float = 0.7
     """By which that weight falls with each step of an episode: what one does first matters longest."""
-    exploration_share: float = 0.5
+    exploration_share: float = 0.3
     """Share of the updates after which that weight is nothing; it falls linearly until then."""
     value_coefficient: float = 0.5
     """Weight of the critic's loss."""
@@ -146,7 +146,8 @@ class PPOConfig:
     behaviour_weight_cap: float = 2.0
     """Truncation of proximal / behaviour probability, the weight of stale samples (decoupled PPO)."""
     torch_threads: int = 0
-    """Threads of the update; 0 takes the cores that the workers leave, at least one."""
+    """Threads of each tensor operation of the update, whose two networks have a thread of their own anyway;
+    0 takes the cores that the workers leave, at least one."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no update can work with."""
@@ -186,7 +187,7 @@ class RunConfig:
     """Environments in all; `fleet train` deals them to its workers."""
     seed: int = 1
     """Everything random follows from it."""
-    total_episodes: int = 150_000
+    total_episodes: int = 240_000
     """Episodes to train on, rounded up to whole batches."""
     episodes_per_update: int = 400
     """Episodes of one batch."""
