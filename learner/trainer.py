@@ -24,7 +24,7 @@ TrainerArrays = dict[str, NDArray[Any]]
 
 
 class Trainer:
-    """Turns batches of episodes into new weights, in one thread; torch's own threads are the caller's affair.
+    """Turns batches of episodes into new weights; torch's own threads are the caller's affair.
 
     Two trainers given the same arguments and the same batches hold the same bits, on one machine and with one
     thread count. `update` counts the updates done.
