@@ -6,8 +6,7 @@ is weighted by its probability under that policy over the one under the *behavio
 truncated. Where the newest weights played the whole batch the two are the same, and this is plain PPO.
 
 Actor and critic share the batch and nothing else, so each takes its gradient steps in a thread of its own;
-the bits do not depend on how the two get on. Losses are plain functions that return a loss and its gradient.
-All of it runs under `torch.inference_mode()`.
+the bits do not depend on how the two get on. All of it runs under `torch.inference_mode()`.
 """
 
 from __future__ import annotations
@@ -16,18 +15,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from learner.adam import Adam, Optimisers
 from learner.advantages import generalised_advantages
 from learner.batches import Batch
 from learner.config import PPOConfig
 from learner.diagnostics import explained_variance, staleness
+from learner.losses import (
+    clip_norm,
+    clipped_policy_loss,
+    clipped_value_loss,
+    entropy_and_gradient,
+    exploration_gradient,
+    exploration_weights,
+    log_prob_gradient,
+)
 from learner.models import ActorCritic, log_softmax
 
 _FORWARD_ROWS = 4096
@@ -64,34 +72,12 @@ class Samples:
         return Samples(*(getattr(self, field.name).index_select(0, index) for field in fields(self)))
 
 
-class Adam:
-    """The state of Adam (Kingma, Ba, arXiv 1412.6980, algorithm 1) for one flat vector of parameters."""
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What has its own value in each update."""
 
-    beta1, beta2, epsilon = 0.9, 0.999, 1e-5
-
-    def __init__(self, size: int) -> None:
-        self.first_moment, self.second_moment, self.steps = torch.zeros(size), torch.zeros(size), 0
-
-    def step(self, parameters: Tensor, gradients: Tensor, learning_rate: float) -> None:
-        """Move `parameters` [size] against `gradients` [size]."""
-        self.steps += 1
-        self.first_moment.lerp_(gradients, 1 - self.beta1)
-        self.second_moment.mul_(self.beta2).addcmul_(gradients, gradients, value=1 - self.beta2)
-        unbiased1, unbiased2 = 1 - self.beta1**self.steps, 1 - self.beta2**self.steps
-        denominator = self.second_moment.sqrt().div_(unbiased2**0.5).add_(self.epsilon)
-        parameters.addcdiv_(self.first_moment, denominator, value=-learning_rate / unbiased1)
-
-
-class Optimisers(NamedTuple):
-    """Adam's states for the two networks."""
-
-    actor: Adam
-    critic: Adam
-
-    @classmethod
-    def of(cls, model: ActorCritic) -> Optimisers:
-        """Return fresh ones."""
-        return cls(Adam(len(model.actor.parameters)), Adam(len(model.critic.parameters)))
+    learning_rate: float
+    entropy_weight: float
 
 
 @torch.inference_mode()
@@ -111,30 +97,35 @@ def run_update(
     The result depends on the other arguments alone. `should_stop` is asked before every gradient step of the
     actor; when it says so, UpdateAbandoned is raised.
     """
-    _set_up_thread()
-    with ThreadPoolExecutor(1, "critic", _set_up_thread) as critic_thread:
-        return _run_update(
-            model, optimisers, batch, config, critic_thread, seed, update, updates, should_stop
-        )
-
-
-def _run_update(
-    model: ActorCritic,
-    optimisers: Optimisers,
-    batch: Batch,
-    config: PPOConfig,
-    critic_thread: ThreadPoolExecutor,
-    seed: int,
-    update: int,
-    updates: int,
-    should_stop: Callable[[], bool],
-) -> dict[str, float]:
     began = time.perf_counter()
     progress = min(1.0, update / max(1, updates - 1))
-    learning_rate = config.learning_rate + progress * (config.final_learning_rate - config.learning_rate)
-    entropy_weight = config.entropy + progress * (config.final_entropy - config.entropy)
+    schedule = Schedule(
+        learning_rate=config.learning_rate + progress * (config.final_learning_rate - config.learning_rate),
+        entropy_weight=config.entropy + progress * (config.final_entropy - config.entropy),
+    )
+    _set_up_thread()
+    with ThreadPoolExecutor(1, "critic", _set_up_thread) as critic_thread:
+        samples, log_weights = judge(model, batch, config, progress, critic_thread)
+        evaluated = time.perf_counter()
+        seeds = [seed % 2**64, update]
+        figures = improve(model, optimisers, samples, config, schedule, seeds, critic_thread, should_stop)
+    return {
+        **figures,
+        **staleness(log_weights, update - batch.versions),
+        "explained_variance": explained_variance(samples.values.numpy(), samples.returns.numpy()),
+        **asdict(schedule),
+        "evaluate_seconds": evaluated - began,
+        "optimise_seconds": time.perf_counter() - evaluated,
+    }
 
-    # 1. What the weights at the start of the update make of the batch.
+
+def judge(
+    model: ActorCritic, batch: Batch, config: PPOConfig, progress: float, critic_thread: ThreadPoolExecutor
+) -> tuple[Samples, NDArray[np.float64]]:
+    """Return what the weights at the start of the update make of the batch, and of its advantages.
+
+    With it comes log(proximal / behaviour probability) of each step, not truncated.
+    """
     observations, actions = torch.from_numpy(batch.observations), torch.from_numpy(batch.actions)[:, None]
     valued = critic_thread.submit(evaluate_critic, model, observations)
     proximal = evaluate_actor(model, observations, actions)
@@ -142,10 +133,8 @@ def _run_update(
     final_values = evaluate_critic(model, torch.from_numpy(batch.final_observations))
     log_weights = proximal.numpy().astype(np.float64) - batch.log_probs
 
-    # 2. Advantages.
-    rewards = batch.rewards.astype(np.float64) * config.reward_scale
     advantages = generalised_advantages(
-        rewards,
+        batch.rewards.astype(np.float64) * config.reward_scale,
         values.numpy(),
         final_values.numpy(),
         batch.terminated,
@@ -166,34 +155,37 @@ def _run_update(
         _tensor(returns),
         _tensor(exploration_weights(batch.lengths, config, progress)),
     )
+    return samples, log_weights
 
-    # 3. Gradient steps.
-    evaluated = time.perf_counter()
+
+def improve(
+    model: ActorCritic,
+    optimisers: Optimisers,
+    samples: Samples,
+    config: PPOConfig,
+    schedule: Schedule,
+    seeds: list[int],
+    critic_thread: ThreadPoolExecutor,
+    should_stop: Callable[[], bool],
+) -> dict[str, float]:
+    """Take the gradient steps of both networks, the critic's in its thread; return means of their figures.
+
+    Both see the samples in the same order, which `seeds` decide.
+    """
     abandoned = threading.Event()
-    order = [np.random.default_rng([seed % 2**64, update]) for _ in optimisers]
+    order, critics_order = np.random.default_rng(seeds), np.random.default_rng(seeds)
     critic_steps = critic_thread.submit(
-        improve_critic, model, optimisers.critic, samples, config, learning_rate, order[1], abandoned.is_set
+        improve_critic, model, optimisers.critic, samples, config, schedule, critics_order, abandoned.is_set
     )
     try:
-        steps = improve_actor(
-            model, optimisers.actor, samples, config, learning_rate, entropy_weight, order[0], should_stop
-        )
+        actor_steps = improve_actor(model, optimisers.actor, samples, config, schedule, order, should_stop)
     except BaseException:
         abandoned.set()
         raise
-
-    # 4. What came of it.
-    figures = _means(ACTOR_FIGURES, steps) | _means(CRITIC_FIGURES, critic_steps.result())
-    ended = time.perf_counter()
     return {
-        **figures,
-        **staleness(log_weights, update - batch.versions),
-        "explained_variance": explained_variance(values.numpy(), returns),
-        "gradient_steps": len(steps),
-        "learning_rate": learning_rate,
-        "entropy_weight": entropy_weight,
-        "evaluate_seconds": evaluated - began,
-        "optimise_seconds": ended - evaluated,
+        **_means(ACTOR_FIGURES, actor_steps),
+        **_means(CRITIC_FIGURES, critic_steps.result()),
+        "gradient_steps": len(actor_steps),
     }
 
 
@@ -209,8 +201,7 @@ def improve_actor(
     adam: Adam,
     samples: Samples,
     config: PPOConfig,
-    learning_rate: float,
-    entropy_weight: float,
+    schedule: Schedule,
     order: np.random.Generator,
     should_stop: Callable[[], bool],
 ) -> list[Tensor]:
@@ -219,11 +210,11 @@ def improve_actor(
     for index in minibatches(len(samples.actions), config, order):
         if should_stop():
             raise UpdateAbandoned
-        losses = actor_losses_and_gradient(model, samples.take(index), config, entropy_weight)
+        losses = actor_losses_and_gradient(model, samples.take(index), config, schedule.entropy_weight)
         if config.target_kl and losses[_KL] > config.target_kl:
             break
         norm = clip_norm(model.actor.gradients, config.max_grad_norm)
-        adam.step(model.actor.parameters, model.actor.gradients, learning_rate)
+        adam.step(model.actor.parameters, model.actor.gradients, schedule.learning_rate)
         steps.append(torch.stack([*losses, norm]))
     return steps
 
@@ -234,7 +225,7 @@ def improve_critic(
     adam: Adam,
     samples: Samples,
     config: PPOConfig,
-    learning_rate: float,
+    schedule: Schedule,
     order: np.random.Generator,
     should_stop: Callable[[], bool],
 ) -> list[Tensor]:
@@ -245,7 +236,7 @@ def improve_critic(
             raise UpdateAbandoned
         loss = critic_loss_and_gradient(model, samples.take(index), config)
         norm = clip_norm(model.critic.gradients, config.max_grad_norm)
-        adam.step(model.critic.parameters, model.critic.gradients, learning_rate)
+        adam.step(model.critic.parameters, model.critic.gradients, schedule.learning_rate)
         steps.append(torch.stack([loss, norm]))
     return steps
 
@@ -286,82 +277,6 @@ def critic_loss_and_gradient(model: ActorCritic, samples: Samples, config: PPOCo
     loss, gradient = clipped_value_loss(layers[-1][:, 0], samples.values, samples.returns, config.clip_value)
     model.critic.backward(layers, (gradient * config.value_coefficient)[:, None])
     return loss
-
-
-def clipped_policy_loss(
-    log_ratios: Tensor, weights: Tensor, advantages: Tensor, clip: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss, its gradient by the log-probabilities [n], and the fraction of ratios out of range.
-
-    All arguments are [n]: log(pi / pi_proximal), pi_proximal / pi_behaviour, advantages. The loss is
-    -mean(w min(r A, clip(r, 1 - clip, 1 + clip) A)): arXiv 1707.06347 equation 7, weighted as in 2110.00641.
-    """
-    ratios = log_ratios.exp()
-    plain = ratios * advantages
-    clipped = ratios.clamp(1 - clip, 1 + clip) * advantages
-    loss = -(weights * torch.minimum(plain, clipped)).mean()
-    gradient = weights * plain * (plain <= clipped) / -len(ratios)
-    return loss, gradient, ((ratios - 1).abs() > clip).float().mean()
-
-
-def clipped_value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, clip: float
-) -> tuple[Tensor, Tensor]:
-    """Return half the mean squared error and its gradient by `values`; all are [n].
-
-    With `clip` > 0 the larger of this error and that of the value moved by at most `clip` from its old one
-    counts (as in OpenAI's baselines; Engstrom et al., arXiv 2005.12729, section 3).
-    """
-    errors = values - returns
-    squares = errors.square()
-    if clip:
-        clipped = (old_values + (values - old_values).clamp(-clip, clip) - returns).square()
-        errors = errors * (squares >= clipped)
-        squares = torch.maximum(squares, clipped)
-    return 0.5 * squares.mean(), errors / len(values)
-
-
-def entropy_and_gradient(distribution: Tensor, log_distribution: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean entropy of probabilities and their logarithms [n, actions]; its gradient by logits."""
-    entropies = -(distribution * log_distribution).sum(dim=1, keepdim=True)
-    gradient = (log_distribution + entropies).mul_(distribution).div_(-len(entropies))
-    return entropies.mean(), gradient
-
-
-def exploration_weights(
-    lengths: NDArray[np.int64], config: PPOConfig, progress: float
-) -> NDArray[np.float64]:
-    """Return the weight of the exploration loss at each step of episodes of these lengths, [sum of lengths].
-
-    It falls by `exploration_decay` with each step of an episode, and with `progress` (0 .. 1) through the
-    updates linearly to nothing at `exploration_share` of them.
-    """
-    faded = config.exploration * max(0.0, 1 - progress / config.exploration_share)
-    return np.concatenate([faded * config.exploration_decay ** np.arange(length) for length in lengths])
-
-
-def exploration_gradient(distribution: Tensor, legality: Tensor | None, weights: Tensor) -> Tensor:
-    """Return the gradient by the logits [n, actions] of mean(w KL(uniform over legal actions, pi)).
-
-    `weights` are [n]; `legality` [n, actions] is 0 for a legal action, and None means that all are. The slope
-    of the entropy bonus vanishes with a probability; this one lifts an action the more the rarer it became.
-    """
-    legal = torch.ones_like(distribution) if legality is None else (legality == 0).to(distribution.dtype)
-    uniform = legal / legal.sum(dim=1, keepdim=True)
-    return (distribution - uniform) * (weights / len(weights))[:, None]
-
-
-def log_prob_gradient(distribution: Tensor, actions: Tensor, gradient: Tensor) -> Tensor:
-    """Turn the gradient [n] by the log-probabilities of `actions` [n, 1] into that by logits [n, actions]."""
-    by_logits = distribution * -gradient[:, None]
-    return by_logits.scatter_add_(1, actions, gradient[:, None])
-
-
-def clip_norm(gradients: Tensor, max_norm: float) -> Tensor:
-    """Scale `gradients` down to `max_norm` where they are longer, in place; return their norm before."""
-    norm: Tensor = torch.linalg.vector_norm(gradients)
-    gradients *= (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    return norm
 
 
 def evaluate_actor(model: ActorCritic, observations: Tensor, actions: Tensor) -> Tensor:

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from learner.adam import Optimisers
 from learner.batches import Batch, make_batch
 from learner.config import PPOConfig
 from learner.models import ActorCritic, policy_arrays
 from learner.normalisation import Moments
-from learner.ppo import Optimisers, run_update
+from learner.ppo import run_update
 from protocol.errors import UserError
 from protocol.messages import Episode
 from protocol.specs import PolicySpec

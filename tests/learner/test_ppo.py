@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
-from learner import ppo
+from learner import losses, ppo
+from learner.adam import Adam, Optimisers
 from learner.batches import Batch, make_batch
 from learner.config import PPOConfig
 from learner.models import ActorCritic
 from learner.normalisation import Moments
-from learner.ppo import Adam, Optimisers, Samples, UpdateAbandoned, run_update
+from learner.ppo import Samples, UpdateAbandoned, run_update
 from protocol.messages import Episode, Version
 from protocol.specs import PolicySpec
 from protocol.tickets import Ticket
@@ -59,7 +60,7 @@ def doubles(*values: float) -> Tensor:
 
 def test_policy_loss_by_hand() -> None:
     # Ratios 1.5 and 0.5 with both signs of the advantage, clip 0.2; the second pair counts half.
-    loss, gradient, outside = ppo.clipped_policy_loss(
+    loss, gradient, outside = losses.clipped_policy_loss(
         doubles(1.5, 0.5, 1.5, 0.5).log(), doubles(1, 1, 0.5, 0.5), doubles(1, 1, -1, -1), 0.2
     )
     assert loss.item() == pytest.approx(-(1.2 + 0.5 - 0.5 * 1.5 - 0.5 * 0.8) / 4)
@@ -69,11 +70,11 @@ def test_policy_loss_by_hand() -> None:
 
 def test_value_loss_by_hand() -> None:
     values, old, returns = doubles(1, 3, 1), doubles(0, 0, 0.9), doubles(2, 2, 2)
-    loss, gradient = ppo.clipped_value_loss(values, old, returns, 0.0)
+    loss, gradient = losses.clipped_value_loss(values, old, returns, 0.0)
     assert loss.item() == pytest.approx(0.5)
     torch.testing.assert_close(gradient, doubles(-1, 1, -1) / 3)
     # Clipped to 0.5 around the old values, the first two are 0.5 and thus worse: they no longer pull.
-    loss, gradient = ppo.clipped_value_loss(values, old, returns, 0.5)
+    loss, gradient = losses.clipped_value_loss(values, old, returns, 0.5)
     assert loss.item() == pytest.approx(0.5 * (1.5**2 + 1.5**2 + 1) / 3)
     torch.testing.assert_close(gradient, doubles(0, 0, -1) / 3)
 
@@ -91,15 +92,15 @@ def numeric_gradient(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor
 @pytest.mark.parametrize("clip", [0.0, 0.3])
 def test_value_gradient_is_the_slope(clip: float) -> None:
     values, old, returns = torch.randn(3, 40, generator=torch.Generator().manual_seed(0)).double()
-    slope = numeric_gradient(lambda v: ppo.clipped_value_loss(v, old, returns, clip)[0], values)
-    torch.testing.assert_close(ppo.clipped_value_loss(values, old, returns, clip)[1], slope)
+    slope = numeric_gradient(lambda v: losses.clipped_value_loss(v, old, returns, clip)[0], values)
+    torch.testing.assert_close(losses.clipped_value_loss(values, old, returns, clip)[1], slope)
 
 
 def test_policy_gradient_is_the_slope() -> None:
     log_ratios, advantages, weights = torch.randn(3, 40, generator=torch.Generator().manual_seed(0)).double()
     weights = weights.exp().clamp(max=2)
-    slope = numeric_gradient(lambda r: ppo.clipped_policy_loss(r, weights, advantages, 0.2)[0], log_ratios)
-    torch.testing.assert_close(ppo.clipped_policy_loss(log_ratios, weights, advantages, 0.2)[1], slope)
+    slope = numeric_gradient(lambda r: losses.clipped_policy_loss(r, weights, advantages, 0.2)[0], log_ratios)
+    torch.testing.assert_close(losses.clipped_policy_loss(log_ratios, weights, advantages, 0.2)[1], slope)
 
 
 def test_entropy_and_its_gradient() -> None:
@@ -107,7 +108,7 @@ def test_entropy_and_its_gradient() -> None:
 
     def entropy(at: Tensor) -> tuple[Tensor, Tensor]:
         distribution = torch.log_softmax(at, 1)
-        return ppo.entropy_and_gradient(distribution.exp(), distribution)
+        return losses.entropy_and_gradient(distribution.exp(), distribution)
 
     expected: Any = Categorical(logits=logits)
     torch.testing.assert_close(entropy(logits)[0], expected.entropy().mean())
@@ -117,7 +118,7 @@ def test_entropy_and_its_gradient() -> None:
 
 def test_exploration_falls_within_an_episode_and_over_the_updates() -> None:
     config = PPOConfig(exploration=2.0, exploration_decay=0.5, exploration_share=0.8)
-    weights = partial(ppo.exploration_weights, np.array([3, 1, 2]), config)
+    weights = partial(losses.exploration_weights, np.array([3, 1, 2]), config)
     np.testing.assert_allclose(weights(0.0), [2, 1, 0.5, 2, 2, 1])
     np.testing.assert_allclose(weights(0.4), [1, 0.5, 0.25, 1, 1, 0.5])
     assert not weights(0.8).any() and not weights(1.0).any()
@@ -126,12 +127,13 @@ def test_exploration_falls_within_an_episode_and_over_the_updates() -> None:
 def test_exploration_lifts_an_action_that_entropy_gave_up() -> None:
     logits = doubles(0, 0, -30)[None]
     distribution, log_distribution = torch.softmax(logits, 1), torch.log_softmax(logits, 1)
-    assert ppo.entropy_and_gradient(distribution, log_distribution)[1][0, 2] < 1e-10
-    pulled = ppo.exploration_gradient(distribution, None, doubles(1))
+    assert losses.entropy_and_gradient(distribution, log_distribution)[1][0, 2] < 1e-10
+    pulled = losses.exploration_gradient(distribution, None, doubles(1))
     assert pulled[0, 2] == pytest.approx(-1 / 3)
     illegal = doubles(0, 0, -1e9)[None]
     assert (
-        ppo.exploration_gradient(torch.softmax(logits + illegal, 1), illegal, doubles(1)).abs().max() < 1e-9
+        losses.exploration_gradient(torch.softmax(logits + illegal, 1), illegal, doubles(1)).abs().max()
+        < 1e-9
     )
 
 
@@ -141,7 +143,7 @@ def test_log_prob_gradient_is_the_slope() -> None:
     slope = numeric_gradient(
         lambda at: (torch.log_softmax(at, 1).gather(1, actions)[:, 0] * weights).sum(), logits
     )
-    gradient = ppo.log_prob_gradient(torch.softmax(logits, 1), actions, weights)
+    gradient = losses.log_prob_gradient(torch.softmax(logits, 1), actions, weights)
     torch.testing.assert_close(gradient, slope)
 
 
@@ -217,7 +219,7 @@ def test_gradients_equal_autograd(
         model.set_moments(Moments.of(batch.observations))
     policy_loss, entropy, *_ = ppo.actor_losses_and_gradient(model, samples, config, entropy_weight=0.05)
     value_loss = ppo.critic_loss_and_gradient(model, samples, config)
-    losses = torch.stack([policy_loss, value_loss, entropy])
+    found = torch.stack([policy_loss, value_loss, entropy])
 
     views = [
         [view.clone().requires_grad_() for view in network.views.values()]
@@ -225,16 +227,16 @@ def test_gradients_equal_autograd(
     ]
     whole, *parts = reference_loss(model, views, samples, config, 0.05)
     gradients = torch.autograd.grad(whole, views[0] + views[1])
-    torch.testing.assert_close(losses, torch.stack(parts).detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, torch.stack(parts).detach(), rtol=1e-4, atol=1e-5)
     expected = torch.cat([gradient.flatten() for gradient in gradients])
     torch.testing.assert_close(model.gradients, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_clip_norm() -> None:
     gradients = torch.tensor([3.0, 4.0])
-    assert ppo.clip_norm(gradients, 10.0).item() == 5
+    assert losses.clip_norm(gradients, 10.0).item() == 5
     torch.testing.assert_close(gradients, torch.tensor([3.0, 4.0]))
-    assert ppo.clip_norm(gradients, 1.0).item() == 5
+    assert losses.clip_norm(gradients, 1.0).item() == 5
     torch.testing.assert_close(gradients, torch.tensor([0.6, 0.8]))
 
 

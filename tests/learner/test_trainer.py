@@ -109,7 +109,7 @@ def test_figures_describe_the_batch(make_episodes: EpisodeMaker) -> None:
     assert figures["return_mean"] == pytest.approx(np.mean(returns), rel=1e-5)
     assert figures["return_min"] == pytest.approx(min(returns), rel=1e-5)
     assert (figures["steps"], figures["episodes"], figures["episode_steps_mean"]) == (66, 4, 16.5)
-    assert figures["gradient_steps"] == 12
+    assert figures["gradient_steps"] == 6
     assert all(np.isfinite(value) for value in figures.values())
 
 
