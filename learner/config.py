@@ -136,9 +136,9 @@ class PPOConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm, actor and critic each."""
     target_kl: float = 0.0
-    """An update ends early when its approximate KL divergence exceeds this; 0 never."""
+    """The actor's part of an update ends early when its approximate KL divergence exceeds this; 0 never."""
     normalise_advantages: bool = True
-    """Give the advantages of a minibatch mean 0 and deviation 1."""
+    """Give the advantages of a batch mean 0 and deviation 1."""
     normalise_observations: bool = False
     """Give each input mean 0 and deviation 1, as far as it was seen in training."""
     reward_scale: float = 0.2

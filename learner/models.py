@@ -1,7 +1,7 @@
 """The actor and the critic: two multilayer perceptrons over one flat vector of parameters.
 
-Their backward pass is written out: it takes a fifth off the whole update (benchmarks/update.py), and with one
-vector of parameters and one of gradients, an optimiser step, a copy or a norm is one operation.
+Their backward pass is written out (benchmarks/update.py compares it with torch's own differentiation). With
+one vector of parameters and one of gradients, an optimiser step, a copy or a norm is one operation.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from learner.losses import (
     exploration_weights,
     log_prob_gradient,
 )
-from learner.models import ActorCritic, log_softmax
+from learner.models import ActorCritic, Perceptron, log_softmax
 
 _FORWARD_ROWS = 4096
 """Rows of one forward pass outside the minibatches, few enough for the processor's cache."""
@@ -173,12 +174,21 @@ def improve(
     Both see the samples in the same order, which `seeds` decide.
     """
     abandoned = threading.Event()
-    order, critics_order = np.random.default_rng(seeds), np.random.default_rng(seeds)
+
+    def actor_losses(part: Samples) -> tuple[Tensor, ...]:
+        return actor_losses_and_gradient(model, part, config, schedule.entropy_weight)
+
+    def critic_losses(part: Samples) -> tuple[Tensor, ...]:
+        return (critic_loss_and_gradient(model, part, config),)
+
+    take_steps = partial(_take_steps, samples=samples, config=config, schedule=schedule, seeds=seeds)
     critic_steps = critic_thread.submit(
-        improve_critic, model, optimisers.critic, samples, config, schedule, critics_order, abandoned.is_set
+        take_steps, model.critic, optimisers.critic, critic_losses, should_stop=abandoned.is_set
     )
     try:
-        actor_steps = improve_actor(model, optimisers.actor, samples, config, schedule, order, should_stop)
+        actor_steps = take_steps(
+            model.actor, optimisers.actor, actor_losses, should_stop=should_stop, target_kl=config.target_kl
+        )
     except BaseException:
         abandoned.set()
         raise
@@ -196,48 +206,34 @@ def minibatches(n: int, config: PPOConfig, generator: np.random.Generator) -> It
         yield from torch.from_numpy(generator.permutation(n)).tensor_split(parts)
 
 
-def improve_actor(
-    model: ActorCritic,
-    adam: Adam,
-    samples: Samples,
-    config: PPOConfig,
-    schedule: Schedule,
-    order: np.random.Generator,
-    should_stop: Callable[[], bool],
-) -> list[Tensor]:
-    """Take the actor's gradient steps; return ACTOR_FIGURES of each. Raises UpdateAbandoned."""
-    steps: list[Tensor] = []
-    for index in minibatches(len(samples.actions), config, order):
-        if should_stop():
-            raise UpdateAbandoned
-        losses = actor_losses_and_gradient(model, samples.take(index), config, schedule.entropy_weight)
-        if config.target_kl and losses[_KL] > config.target_kl:
-            break
-        norm = clip_norm(model.actor.gradients, config.max_grad_norm)
-        adam.step(model.actor.parameters, model.actor.gradients, schedule.learning_rate)
-        steps.append(torch.stack([*losses, norm]))
-    return steps
-
-
 @torch.inference_mode()  # a mode of each thread
-def improve_critic(
-    model: ActorCritic,
+def _take_steps(
+    network: Perceptron,
     adam: Adam,
+    losses_and_gradient: Callable[[Samples], tuple[Tensor, ...]],
+    *,
     samples: Samples,
     config: PPOConfig,
     schedule: Schedule,
-    order: np.random.Generator,
+    seeds: list[int],
     should_stop: Callable[[], bool],
+    target_kl: float = 0.0,
 ) -> list[Tensor]:
-    """Take the critic's gradient steps; return CRITIC_FIGURES of each. Raises UpdateAbandoned."""
+    """Take one network's gradient steps; return its losses and the norm of its gradient at each.
+
+    They end early where `target_kl` > 0 and the KL divergence among the losses exceeds it. Raises
+    UpdateAbandoned.
+    """
     steps: list[Tensor] = []
-    for index in minibatches(len(samples.actions), config, order):
+    for index in minibatches(len(samples.actions), config, np.random.default_rng(seeds)):
         if should_stop():
             raise UpdateAbandoned
-        loss = critic_loss_and_gradient(model, samples.take(index), config)
-        norm = clip_norm(model.critic.gradients, config.max_grad_norm)
-        adam.step(model.critic.parameters, model.critic.gradients, schedule.learning_rate)
-        steps.append(torch.stack([loss, norm]))
+        losses = losses_and_gradient(samples.take(index))
+        if target_kl and losses[_KL] > target_kl:
+            break
+        norm = clip_norm(network.gradients, config.max_grad_norm)
+        adam.step(network.parameters, network.gradients, schedule.learning_rate)
+        steps.append(torch.stack([*losses, norm]))
     return steps
 
 
