@@ -40,7 +40,7 @@ class Fleet:
             process = subprocess.Popen(
                 [*self.via, FLEET, *map(str, arguments)],
                 cwd=self.folder,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -54,8 +54,12 @@ class Fleet:
         return (self.folder / f"output-{self.processes.index(process)}.txt").read_text()
 
     def finish(self, process: subprocess.Popen[str], status: int = 0) -> str:
-        """Wait for a process to end with this status; return its output."""
-        process.wait(DEADLINE_SECONDS)
+        """Wait for a process to end with this status; return its output, with all its stacks if it hangs."""
+        try:
+            process.wait(DEADLINE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)
+            process.wait()
         output = self.output(process)
         assert process.returncode == status, output
         return output

@@ -285,7 +285,7 @@ def test_a_worker_with_a_key_tells_that_its_learner_has_none(fleet: Fleet, keyri
     with pytest.raises(UserError, match=r"the learner has no keys|hangs up at each handshake"):
         ask(f"{HOST}:{port}", "status", key_file(keyring, "lab"))
     learner.terminate()
-    learner.wait()
+    fleet.finish(learner, 143)
 
 
 def test_an_address_that_others_reach_needs_keys(fleet: Fleet, keyring: Keyring) -> None:

@@ -47,6 +47,15 @@ def mount(*arguments: Argument) -> None:
     subprocess.run(["mount", *map(str, arguments)], check=True)
 
 
+def make_read_only(folder: Path, aside: Path) -> None:
+    """Lay a read-only view over a folder; made elsewhere, for one that is written to cannot be changed."""
+    aside.mkdir()
+    mount("--bind", folder, aside)
+    mount("-o", "remount,ro,bind", aside)
+    mount("--bind", aside, folder)
+    subprocess.run(["umount", aside], check=True)
+
+
 def updates(runs: Path) -> int:
     journal = runs / "run" / "updates.jsonl"
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
@@ -86,8 +95,7 @@ def test_a_folder_that_becomes_read_only_is_told_and_can_still_be_read(fleet: Fl
     learner, port = fleet.learner(*RUN)
     fleet.worker(port, 6)
     fleet.wait_until(lambda: updates(runs) >= 8, "some updates were done")
-    mount("--bind", runs, runs)
-    mount("-o", "remount,ro,bind", runs)
+    make_read_only(runs, fleet.folder / "aside")
     told = "Read-only file system in runs/run: mount it writable, then --resume run"
     for process in (learner, fleet.start("learner", "--resume", "run", "--port", "auto")):
         output = fleet.finish(process, 1)
