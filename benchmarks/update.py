@@ -1,7 +1,4 @@
-"""Time the PPO update by itself, on synthetic episodes: `python benchmarks/update.py [--json FILE]`.
-
-The last row takes the first one's gradients through torch's own differentiation instead.
-"""
+"""Time the PPO update by itself, on synthetic episodes: `python benchmarks/update.py [--json FILE]`."""
 
 from __future__ import annotations
 
@@ -14,9 +11,7 @@ import numpy as np
 import torch
 import typer
 
-from learner import ppo
 from learner.config import PPOConfig
-from learner.models import ActorCritic, Perceptron
 from learner.trainer import Trainer
 from protocol.messages import Episode, Version
 from protocol.specs import PolicySpec
@@ -72,53 +67,6 @@ def measure(name: str, spec: PolicySpec, config: PPOConfig, episodes: int, repea
     }
 
 
-def actor_by_autograd(
-    model: ActorCritic, samples: ppo.Samples, config: PPOConfig, entropy_weight: float
-) -> tuple[torch.Tensor, ...]:
-    """Do what `ppo.actor_losses_and_gradient` does, through torch's own differentiation."""
-    with torch.inference_mode(False), torch.enable_grad():
-        samples = ppo.Samples(*(getattr(samples, name).clone() for name in samples.__slots__))
-        parameters = model.actor.parameters.clone().requires_grad_()
-        inputs, legality = model.inputs(samples.observations)
-        logits = _forward(model.actor, parameters, inputs)
-        distribution = torch.log_softmax(logits if legality is None else logits + legality, 1)
-        log_ratios = distribution.gather(1, samples.actions)[:, 0] - samples.proximal_log_probs
-        ratios = log_ratios.exp()
-        clipped = ratios.clamp(1 - config.clip, 1 + config.clip)
-        gains = torch.minimum(ratios * samples.advantages, clipped * samples.advantages)
-        policy_loss = -(samples.weights * gains).mean()
-        entropy = -(distribution.clamp(-80).exp() * distribution).sum(1).mean()
-        (gradient,) = torch.autograd.grad(policy_loss - entropy_weight * entropy, parameters)
-        model.actor.gradients.copy_(gradient)
-        kl, clipped_share = (
-            (ratios - 1 - log_ratios).mean(),
-            ((ratios - 1).abs() > config.clip).float().mean(),
-        )
-        return tuple(scalar.detach() for scalar in (policy_loss, entropy, kl, clipped_share))
-
-
-def critic_by_autograd(model: ActorCritic, samples: ppo.Samples, config: PPOConfig) -> torch.Tensor:
-    """Do what `ppo.critic_loss_and_gradient` does, through torch's own differentiation."""
-    with torch.inference_mode(False), torch.enable_grad():
-        parameters = model.critic.parameters.clone().requires_grad_()
-        values = _forward(model.critic, parameters, model.inputs(samples.observations.clone())[0])[:, 0]
-        loss = 0.5 * (values - samples.returns.clone()).square().mean()
-        (gradient,) = torch.autograd.grad(config.value_coefficient * loss, parameters)
-        model.critic.gradients.copy_(gradient)
-        return loss.detach()
-
-
-def _forward(network: Perceptron, parameters: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    shapes = [view.shape for view in network.views.values()]
-    views = [
-        part.view(s)
-        for part, s in zip(torch.split(parameters, [s.numel() for s in shapes]), shapes, strict=True)
-    ]
-    for weight, bias in zip(views[:-2:2], views[1:-2:2], strict=True):
-        inputs = torch.addmm(bias, inputs, weight).relu()
-    return torch.addmm(views[-1], inputs, views[-2])
-
-
 def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
     threads: Annotated[int, typer.Option(help="torch's threads.")] = 1,
@@ -126,9 +74,6 @@ def main(
 ) -> None:
     torch.set_num_threads(threads)
     rows = [measure(*setting, repeats) for setting in SETTINGS]
-    ppo.actor_losses_and_gradient = actor_by_autograd
-    ppo.critic_loss_and_gradient = critic_by_autograd
-    rows.append(measure("the first, by autograd", *SETTINGS[0][1:], repeats))
     for row in rows:
         print(
             f"{row['setting']:43} {row['cpu_microseconds_per_sample_and_epoch']:6.2f} CPU µs/sample/epoch, "

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learner.models import Perceptron
+from learner.models import named_views, perceptron
 from protocol.messages import Arrays
 from protocol.specs import PolicySpec
 
@@ -35,15 +33,13 @@ class Actor:
 
     def __init__(self, spec: PolicySpec, device: str = "cpu") -> None:
         self.spec, self._device = spec, device
-        shapes = replace(spec, normalised=False).shapes()
-        parameters = torch.zeros(sum(map(math.prod, shapes.values())), device=device)
-        self._network = Perceptron(shapes, parameters, torch.zeros_like(parameters), spec.activation)
+        self._network = perceptron(spec, spec.actions).to(device)
         self._mean = torch.zeros(spec.inputs, device=device)
         self._inverse_std = torch.ones(spec.inputs, device=device)
 
     def load(self, arrays: Arrays) -> None:
         """Play with these weights, named as in `PolicySpec.shapes()`, from now on."""
-        views = dict(self._network.views)
+        views = named_views(self._network, self.spec)
         if self.spec.normalised:
             views |= {"normalisation/mean": self._mean, "normalisation/inverse_std": self._inverse_std}
         for name, view in views.items():
@@ -71,7 +67,7 @@ class Actor:
             inputs = rows.to(self._device, copy=True)  # foreign memory may be aligned otherwise: other bits
             if self.spec.normalised:
                 inputs.sub_(self._mean).mul_(self._inverse_std).clamp_(-_CLIP, _CLIP)
-            logits: NDArray[np.float32] = self._network.forward(inputs)[-1].cpu().numpy()
+            logits: NDArray[np.float32] = self._network(inputs).cpu().numpy()
         if self.spec.masked:
             np.copyto(logits, _ILLEGAL_LOGIT, where=observations[:, self.spec.inputs :] == 0)
         return logits

@@ -1,4 +1,4 @@
-"""What an update minimises: plain functions that return a loss and its gradient, or the gradient alone."""
+"""What an update minimises: plain functions from tensors to a loss."""
 
 from __future__ import annotations
 
@@ -10,44 +10,33 @@ from torch import Tensor
 from learner.config import PPOConfig
 
 
-def clipped_policy_loss(
-    log_ratios: Tensor, weights: Tensor, advantages: Tensor, clip: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss, its gradient by the log-probabilities [n], and the fraction of ratios out of range.
+def clipped_policy_loss(log_ratios: Tensor, weights: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """Return -mean(w min(r A, clip(r, 1 - clip, 1 + clip) A)).
 
-    All arguments are [n]: log(pi / pi_proximal), pi_proximal / pi_behaviour, advantages. The loss is
-    -mean(w min(r A, clip(r, 1 - clip, 1 + clip) A)): arXiv 1707.06347 equation 7, weighted as in 2110.00641.
+    All arguments are [n]: log(pi / pi_proximal), pi_proximal / pi_behaviour, advantages. It is equation 7 of
+    arXiv 1707.06347, weighted as in 2110.00641.
     """
     ratios = log_ratios.exp()
-    plain = ratios * advantages
-    clipped = ratios.clamp(1 - clip, 1 + clip) * advantages
-    loss = -(weights * torch.minimum(plain, clipped)).mean()
-    gradient = weights * plain * (plain <= clipped) / -len(ratios)
-    return loss, gradient, ((ratios - 1).abs() > clip).float().mean()
+    clipped = ratios.clamp(1 - clip, 1 + clip)
+    return -(weights * torch.minimum(ratios * advantages, clipped * advantages)).mean()
 
 
-def clipped_value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, clip: float
-) -> tuple[Tensor, Tensor]:
-    """Return half the mean squared error and its gradient by `values`; all are [n].
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """Return half the mean squared error of values [n].
 
     With `clip` > 0 the larger of this error and that of the value moved by at most `clip` from its old one
     counts (as in OpenAI's baselines; Engstrom et al., arXiv 2005.12729, section 3).
     """
-    errors = values - returns
-    squares = errors.square()
+    squares = (values - returns).square()
     if clip:
-        clipped = (old_values + (values - old_values).clamp(-clip, clip) - returns).square()
-        errors = errors * (squares >= clipped)
-        squares = torch.maximum(squares, clipped)
-    return 0.5 * squares.mean(), errors / len(values)
+        near = old_values + (values - old_values).clamp(-clip, clip)
+        squares = torch.maximum(squares, (near - returns).square())
+    return 0.5 * squares.mean()
 
 
-def entropy_and_gradient(distribution: Tensor, log_distribution: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean entropy of probabilities and their logarithms [n, actions]; its gradient by logits."""
-    entropies = -(distribution * log_distribution).sum(dim=1, keepdim=True)
-    gradient = (log_distribution + entropies).mul_(distribution).div_(-len(entropies))
-    return entropies.mean(), gradient
+def mean_entropy(log_distribution: Tensor) -> Tensor:
+    """Return the mean entropy of log-probabilities [n, actions]."""
+    return -(log_distribution.exp() * log_distribution).sum(dim=1).mean()
 
 
 def exploration_weights(
@@ -62,25 +51,12 @@ def exploration_weights(
     return np.concatenate([faded * config.exploration_decay ** np.arange(length) for length in lengths])
 
 
-def exploration_gradient(distribution: Tensor, legality: Tensor | None, weights: Tensor) -> Tensor:
-    """Return the gradient by the logits [n, actions] of mean(w KL(uniform over legal actions, pi)).
+def exploration_loss(log_distribution: Tensor, legality: Tensor | None, weights: Tensor) -> Tensor:
+    """Return mean(w KL(uniform over legal actions, pi)) less a constant, of log-probabilities [n, actions].
 
     `weights` are [n]; `legality` [n, actions] is 0 for a legal action, and None means that all are. The slope
     of the entropy bonus vanishes with a probability; this one lifts an action the more the rarer it became.
     """
-    legal = torch.ones_like(distribution) if legality is None else (legality == 0).to(distribution.dtype)
+    legal = torch.ones_like(log_distribution) if legality is None else (legality == 0).float()
     uniform = legal / legal.sum(dim=1, keepdim=True)
-    return (distribution - uniform) * (weights / len(weights))[:, None]
-
-
-def log_prob_gradient(distribution: Tensor, actions: Tensor, gradient: Tensor) -> Tensor:
-    """Turn the gradient [n] by the log-probabilities of `actions` [n, 1] into that by logits [n, actions]."""
-    by_logits = distribution * -gradient[:, None]
-    return by_logits.scatter_add_(1, actions, gradient[:, None])
-
-
-def clip_norm(gradients: Tensor, max_norm: float) -> Tensor:
-    """Scale `gradients` down to `max_norm` where they are longer, in place; return their norm before."""
-    norm: Tensor = torch.linalg.vector_norm(gradients)
-    gradients *= (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    return norm
+    return -(weights * (uniform * log_distribution).sum(dim=1)).mean()

@@ -1,25 +1,23 @@
-"""The actor and the critic: two multilayer perceptrons over one flat vector of parameters.
-
-Their backward pass is written out (benchmarks/update.py compares it with torch's own differentiation). With
-one vector of parameters and one of gradients, an optimiser step, a copy or a norm is one operation.
-"""
+"""The actor and the critic: two multilayer perceptrons."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from learner.config import PPOConfig
 from learner.normalisation import Moments
 from protocol.specs import EnvironmentSpec, PolicySpec
 
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": partial(nn.ReLU, inplace=True), "tanh": nn.Tanh}
 _INPUT_LIMIT = 10.0
 _ILLEGAL_LOGIT = -1e30
 _LEAST_LOG_PROB = -80.0
@@ -39,68 +37,34 @@ def policy_spec(environment: EnvironmentSpec, ppo: PPOConfig) -> PolicySpec:
     )
 
 
-class Perceptron:
-    """A multilayer perceptron whose weights [inputs, outputs] and biases are views of one flat vector."""
-
-    def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], parameters: Tensor, gradients: Tensor, activation: str
-    ) -> None:
-        sizes = [math.prod(shape) for shape in shapes.values()]
-        self.parameters, self.gradients, self.activation = parameters, gradients, activation
-        self.views = _views(shapes, sizes, parameters)
-        self._layers = _pairs(list(self.views.values()))
-        self._gradient_layers = _pairs(list(_views(shapes, sizes, gradients).values()))
-
-    def initialise(self, output_gain: float, generator: torch.Generator) -> None:
-        """Draw orthogonal weights (Saxe et al., arXiv 1312.6120), with gain sqrt(2) in hidden layers."""
-        for index, (weight, bias) in enumerate(self._layers):
-            gain = output_gain if index == len(self._layers) - 1 else math.sqrt(2)
-            torch.nn.init.orthogonal_(weight, gain, generator=generator)
-            bias.zero_()
-
-    def forward(self, inputs: Tensor) -> list[Tensor]:
-        """Return the inputs [n, inputs], each hidden layer's activations, and the outputs [n, outputs]."""
-        layers = [inputs]
-        for weight, bias in self._layers[:-1]:
-            hidden = torch.addmm(bias, layers[-1], weight)
-            layers.append(hidden.relu_() if self.activation == "relu" else hidden.tanh_())
-        weight, bias = self._layers[-1]
-        layers.append(torch.addmm(bias, layers[-1], weight))
-        return layers
-
-    def backward(self, layers: list[Tensor], output_gradient: Tensor) -> None:
-        """Write the gradients of a loss, given `forward`'s result and the loss's gradient by the outputs."""
-        gradient = output_gradient
-        for index in reversed(range(len(self._layers))):
-            weight_gradient, bias_gradient = self._gradient_layers[index]
-            torch.mm(layers[index].t(), gradient, out=weight_gradient)
-            torch.sum(gradient, 0, out=bias_gradient)
-            if index:
-                gradient = torch.mm(gradient, self._layers[index][0].t())
-                hidden = layers[index]  # its derivative by its input: 0 or 1, and 1 - tanh^2
-                gradient *= hidden.sign() if self.activation == "relu" else 1 - hidden * hidden
+def perceptron(spec: PolicySpec, outputs: int) -> nn.Sequential:
+    """Return a multilayer perceptron with the inputs and hidden layers of a policy."""
+    widths = [spec.inputs, *spec.hidden, outputs]
+    layers: list[nn.Module] = []
+    for taken, given in pairwise(widths):
+        layers += [nn.Linear(taken, given), _ACTIVATIONS[spec.activation]()]
+    return nn.Sequential(*layers[:-1])
 
 
-class ActorCritic:
+def named_views(network: nn.Sequential, spec: PolicySpec) -> dict[str, Tensor]:
+    """Return views of an actor's weights [inputs, outputs] and biases, named as in `spec.shapes()`."""
+    names = [name for name in spec.shapes() if not name.startswith("normalisation/")]
+    views = (parameter.detach().t() for parameter in network.parameters())
+    return dict(zip(names, views, strict=True))
+
+
+class ActorCritic(nn.Module):
     """A policy as `PolicySpec` describes it, and a critic with hidden layers of the same widths.
 
-    `parameters` and `gradients` are float32 [P], the actor's first. `moments` are those of the observations
-    and matter where the spec is normalised. Use it under `torch.inference_mode()`.
+    `moments` are those of the observations and matter where the spec is normalised.
     """
 
     def __init__(self, spec: PolicySpec, generator: torch.Generator) -> None:
+        super().__init__()
         self.spec = spec
-        plain = replace(spec, normalised=False)
-        actor_shapes = plain.shapes()
-        value_head = replace(plain, actions=1)
-        critic_shapes = {name.replace("logits", "value"): s for name, s in value_head.shapes().items()}
-        sizes = [sum(map(math.prod, shapes.values())) for shapes in (actor_shapes, critic_shapes)]
-        self.parameters, self.gradients = torch.zeros(sum(sizes)), torch.zeros(sum(sizes))
-        parameters, gradients = torch.split(self.parameters, sizes), torch.split(self.gradients, sizes)
-        self.actor = Perceptron(actor_shapes, parameters[0], gradients[0], spec.activation)
-        self.critic = Perceptron(critic_shapes, parameters[1], gradients[1], spec.activation)
-        self.actor.initialise(0.01, generator)
-        self.critic.initialise(1.0, generator)
+        self.actor, self.critic = perceptron(spec, spec.actions), perceptron(spec, 1)
+        _initialise(self.actor, 0.01, generator)
+        _initialise(self.critic, 1.0, generator)
         self.set_moments(Moments.none(spec.inputs))
 
     def set_moments(self, moments: Moments) -> None:
@@ -123,22 +87,31 @@ class ActorCritic:
         mask = observations[:, self.spec.inputs :].to(torch.float32, copy=True)
         return inputs, mask.sub_(1).mul_(-_ILLEGAL_LOGIT)
 
+    def log_probs(self, observations: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the log-probabilities of all actions at each row, [n, actions], and the legality.
+
+        None is below `_LEAST_LOG_PROB`, which illegal ones have.
+        """
+        inputs, legality = self.inputs(observations)
+        logits: Tensor = self.actor(inputs)
+        return log_softmax(logits, legality), legality
+
     def values(self, observations: Tensor) -> Tensor:
         """Return the critic's value of each row, [n]."""
-        return self.critic.forward(self.inputs(observations)[0])[-1][:, 0]
+        values: Tensor = self.critic(self.inputs(observations)[0])
+        return values[:, 0]
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return views of all weights by name, `actor/...` and `critic/...`."""
-        return {
-            f"{part}/{name}": view.numpy()
-            for part, network in (("actor", self.actor), ("critic", self.critic))
-            for name, view in network.views.items()
-        }
+        actor, critic = named_views(self.actor, self.spec), named_views(self.critic, self.spec)
+        views = {f"actor/{name}": view for name, view in actor.items()}
+        views |= {f"critic/{name.replace('logits', 'value')}": view for name, view in critic.items()}
+        return {name: view.numpy() for name, view in views.items()}
 
 
 def log_softmax(logits: Tensor, legality: Tensor | None) -> Tensor:
     """Return the log-probabilities [n, actions]; none is below `_LEAST_LOG_PROB`, which illegal ones have."""
-    return torch.log_softmax(logits if legality is None else logits + legality, dim=1).clamp_(_LEAST_LOG_PROB)
+    return torch.log_softmax(logits if legality is None else logits + legality, dim=1).clamp(_LEAST_LOG_PROB)
 
 
 def policy_arrays(model: ActorCritic) -> dict[str, NDArray[np.float32]]:
@@ -146,15 +119,15 @@ def policy_arrays(model: ActorCritic) -> dict[str, NDArray[np.float32]]:
     arrays: dict[str, NDArray[Any]] = {
         "normalisation/mean": model.moments.mean,
         "normalisation/inverse_std": model.moments.inverse_std(),
-        **{name: view.numpy() for name, view in model.actor.views.items()},
+        **{name: view.numpy() for name, view in named_views(model.actor, model.spec).items()},
     }
-    return {name: np.array(arrays[name], dtype=np.float32) for name in model.spec.shapes()}
+    return {name: np.array(arrays[name], dtype=np.float32, order="C") for name in model.spec.shapes()}
 
 
-def _views(shapes: Mapping[str, tuple[int, ...]], sizes: list[int], flat: Tensor) -> dict[str, Tensor]:
-    parts = torch.split(flat, sizes)
-    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-
-
-def _pairs(tensors: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(tensors[::2], tensors[1::2], strict=True))
+def _initialise(network: nn.Sequential, output_gain: float, generator: torch.Generator) -> None:
+    """Draw orthogonal weights (Saxe et al., arXiv 1312.6120), with gain sqrt(2) in hidden layers."""
+    *hidden, output = (layer for layer in network if isinstance(layer, nn.Linear))
+    for layer in (*hidden, output):
+        gain = output_gain if layer is output else math.sqrt(2)
+        nn.init.orthogonal_(layer.weight, gain, generator=generator)
+        nn.init.zeros_(layer.bias)

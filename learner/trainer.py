@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learner.adam import Optimisers
 from learner.batches import Batch, make_batch
 from learner.config import PPOConfig
 from learner.models import ActorCritic, policy_arrays
 from learner.normalisation import Moments
-from learner.ppo import run_update
+from learner.ppo import Optimisers, run_update
 from protocol.errors import UserError
 from protocol.messages import Episode
 from protocol.specs import PolicySpec
@@ -48,8 +48,8 @@ class Trainer:
         """
         began = time.perf_counter()
         batch = make_batch(episodes)
-        before, moments = [vector.clone() for vector in self._vectors()], self.model.moments
-        steps = [adam.steps for adam in self.optimisers]
+        before = deepcopy([part.state_dict() for part in self._parts()])
+        moments = self.model.moments
         if self.spec.normalised:
             self.model.set_moments(moments.merge(Moments.of(batch.observations[:, : self.spec.inputs])))
         batched = time.perf_counter()
@@ -64,13 +64,13 @@ class Trainer:
                 updates=self.updates,
                 should_stop=should_stop,
             )
-            if not self.model.parameters.isfinite().all():
+            if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
                 raise UserError(
                     f"training diverged in update {self.update}: its weights are no longer finite numbers; "
                     "lower --learning-rate or --reward-scale"
                 )
         except BaseException:
-            self._restore(before, moments, steps)
+            self._restore(before, moments)
             raise
         self.update += 1
         return {
@@ -86,28 +86,33 @@ class Trainer:
 
     def state(self) -> tuple[TrainerArrays, dict[str, Any]]:
         """Return copies of all arrays, and the plain JSON that goes with them; about 0.1 ms."""
-        arrays: TrainerArrays = {f"weights/{name}": a.copy() for name, a in self.model.arrays().items()}
-        for name, adam in self.optimisers._asdict().items():
-            arrays[f"optimiser/{name}/first_moment"] = adam.first_moment.numpy().copy()
-            arrays[f"optimiser/{name}/second_moment"] = adam.second_moment.numpy().copy()
-            arrays[f"optimiser/{name}/steps"] = np.array([adam.steps], dtype=np.int64)
+        weights = self.model.arrays()
+        arrays: TrainerArrays = {f"weights/{name}": array.copy() for name, array in weights.items()}
+        for network, optimiser in self.optimisers._asdict().items():
+            for index, moments in optimiser.state_dict()["state"].items():
+                for name, moment in moments.items():
+                    arrays[f"optimiser/{network}/{index}/{name}"] = moment.numpy().copy()
         if self.spec.normalised:
-            moments = self.model.moments
-            arrays["normalisation/count"] = np.array([moments.count])
-            arrays["normalisation/mean"], arrays["normalisation/squares"] = moments.mean, moments.squares
+            seen = self.model.moments
+            arrays["normalisation/count"] = np.array([seen.count])
+            arrays["normalisation/mean"], arrays["normalisation/squares"] = seen.mean, seen.squares
         return arrays, {"update": self.update}
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]], plain: Mapping[str, Any]) -> None:
         """Take up training where `state` was taken. Raises UserError if it is of another policy."""
         self.load_weights(arrays)
-        for name, adam in self.optimisers._asdict().items():
-            for moment, tensor in (
-                ("first_moment", adam.first_moment),
-                ("second_moment", adam.second_moment),
-            ):
-                tensor.numpy()[:] = _fitting(arrays, f"optimiser/{name}/{moment}", tuple(tensor.shape))
-            adam.steps = int(_fitting(arrays, f"optimiser/{name}/steps", (1,))[0])
-        self.update = int(plain["update"])
+        update = int(plain["update"])
+        for network, optimiser in self.optimisers._asdict().items():
+            plan = optimiser.state_dict()
+            parameters = enumerate(optimiser.param_groups[0]["params"]) if update else ()
+            for index, parameter in parameters:
+                shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+                plan["state"][index] = {
+                    name: torch.tensor(_fitting(arrays, f"optimiser/{network}/{index}/{name}", tuple(shape)))
+                    for name, shape in shapes.items()
+                }
+            optimiser.load_state_dict(plan)
+        self.update = update
 
     def load_weights(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Begin from the weights and normalisation of another training's `state`, with a fresh optimiser.
@@ -124,16 +129,14 @@ class Trainer:
         for name, target in targets.items():
             target[...] = found[name]
 
-    def _vectors(self) -> list[torch.Tensor]:
-        moments = [moment for adam in self.optimisers for moment in (adam.first_moment, adam.second_moment)]
-        return [self.model.parameters, *moments]
+    def _parts(self) -> tuple[Any, ...]:
+        """Return all that an update changes, each with `state_dict` and `load_state_dict`."""
+        return self.model, *self.optimisers
 
-    def _restore(self, vectors: list[torch.Tensor], moments: Moments, steps: list[int]) -> None:
-        for vector, before in zip(self._vectors(), vectors, strict=True):
-            vector.copy_(before)
+    def _restore(self, before: Sequence[dict[str, Any]], moments: Moments) -> None:
+        for part, state in zip(self._parts(), before, strict=True):
+            part.load_state_dict(state)
         self.model.set_moments(moments)
-        for adam, taken in zip(self.optimisers, steps, strict=True):
-            adam.steps = taken
 
 
 def _fitting(arrays: Mapping[str, NDArray[Any]], name: str, shape: tuple[int, ...]) -> NDArray[Any]:
