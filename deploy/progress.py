@@ -3,97 +3,57 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from deploy.screen import Screen
 from learner.progress import Progress
 
 _LINE_SECONDS = 5.0
-_REFRESHES_PER_SECOND = 4
 _EVALUATIONS = ("selecting", "evaluating")
 
 
-class ProgressDisplay:
+class ProgressDisplay(Screen):
     """Shows the last `Progress` it was given, between `__enter__` and `__exit__`."""
 
     def __init__(self, name: str, console: Console | None = None) -> None:
-        self._name = name
-        self._console = console or Console(stderr=True)
-        self._live: Live | None = None
-        self._last_line, self._last_phase = 0.0, ""
-
-    def __enter__(self) -> ProgressDisplay:
-        """Begin to show."""
-        if self._console.is_terminal:
-            self._live = Live(
-                console=self._console, refresh_per_second=_REFRESHES_PER_SECOND, redirect_stdout=False
-            )
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the last state on the screen."""
-        if self._live:
-            self._live.stop()
+        self._name, self._phase = name, ""
+        super().__init__(console or Console(stderr=True), _LINE_SECONDS, stays=True)
 
     def show(self, progress: Progress) -> None:
         """Take a new state; cheap enough to be called at any rate."""
-        if self._live:
-            self._live.update(picture(self._name, progress))
-            return
-        now = time.monotonic()
-        if now - self._last_line >= _LINE_SECONDS or progress.phase != self._last_phase:
-            self._last_line, self._last_phase = now, progress.phase
-            self._console.print(line(progress), highlight=False, markup=False, soft_wrap=True)
+        entered, self._phase = progress.phase != self._phase, progress.phase
+        self.renew(lambda: picture(self._name, progress), lambda: line(progress), at_once=entered)
 
 
-class EvaluationDisplay:
+class EvaluationDisplay(Screen):
     """Shows how far an evaluation is, its rate and the time left, between `__enter__` and `__exit__`."""
 
     def __init__(self, name: str, episodes: int, steps: int, console: Console | None = None) -> None:
         self._name, self._episodes, self._steps = name, episodes, steps
         self._episodes_done = self._steps_done = 0
-        self._console = console or Console(stderr=True)
-        self._live: Live | None = None
-        self._began = self._last_line = 0.0
+        super().__init__(console or Console(stderr=True), _LINE_SECONDS)
+        self._began = 0.0
         self._steps_before = 0
         """Of the episode with whose end the clock starts: what comes before it is building."""
-
-    def __enter__(self) -> EvaluationDisplay:
-        """Begin to show."""
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, transient=True, redirect_stdout=False)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Take it from the screen."""
-        if self._live:
-            self._live.stop()
 
     def ended(self, steps: int) -> None:
         """Count an episode; cheap enough for thousands a second."""
         self._episodes_done += 1
         self._steps_done += steps
-        now = time.monotonic()
         if self._episodes_done == 1:
-            self._began, self._last_line, self._steps_before = now, now, steps
-        if now - self._last_line >= (1 / _REFRESHES_PER_SECOND if self._live else _LINE_SECONDS):
-            self._last_line = now
-            text = self.line(now - self._began)
-            if self._live:
-                self._live.update(Group(ProgressBar(total=self._steps, completed=self._steps_done), text))
-            else:
-                self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._began, self._steps_before = time.monotonic(), steps
+        else:
+            self.renew(self._picture, self._line)
+
+    def _picture(self) -> RenderableType:
+        return Group(ProgressBar(total=self._steps, completed=self._steps_done), self._line())
+
+    def _line(self) -> str:
+        return self.line(time.monotonic() - self._began)
 
     def line(self, seconds: float) -> str:
         """Return what is shown so many seconds after the first episode."""

@@ -91,7 +91,7 @@ class Trainer:
         for network, optimiser in self.optimisers._asdict().items():
             for index, moments in optimiser.state_dict()["state"].items():
                 for name, moment in moments.items():
-                    arrays[f"optimiser/{network}/{index}/{name}"] = moment.numpy().copy()
+                    arrays[f"optimiser/{network}/{index}/{name}"] = np.atleast_1d(moment.numpy()).copy()
         if self.spec.normalised:
             seen = self.model.moments
             arrays["normalisation/count"] = np.array([seen.count])
@@ -106,11 +106,12 @@ class Trainer:
             plan = optimiser.state_dict()
             parameters = enumerate(optimiser.param_groups[0]["params"]) if update else ()
             for index, parameter in parameters:
-                shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-                plan["state"][index] = {
+                shapes = {"step": (1,), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+                found = {
                     name: torch.tensor(_fitting(arrays, f"optimiser/{network}/{index}/{name}", tuple(shape)))
                     for name, shape in shapes.items()
                 }
+                plan["state"][index] = found | {"step": found["step"][0]}
             optimiser.load_state_dict(plan)
         self.update = update
 

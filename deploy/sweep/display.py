@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from deploy.screen import Screen
 from deploy.sweep.plan import Plan
 from deploy.sweep.results import describe, spelled
 from deploy.sweep.trial import RunningTrial
@@ -20,32 +19,15 @@ from deploy.sweep.trial import RunningTrial
 _LINE_SECONDS = 30.0
 
 
-class SweepDisplay:
+class SweepDisplay(Screen):
     """Shows the trials that run and tells of each that ended, between `__enter__` and `__exit__`."""
 
     def __init__(self, plan: Plan, console: Console) -> None:
-        self._plan, self._console = plan, console
-        self._live: Live | None = None
+        super().__init__(console, _LINE_SECONDS)
+        self._plan = plan
         self._told: set[int] = set()
         self._ended = 0
-        self._last_line = time.monotonic()
         self._best: FrozenTrial | None = None
-
-    def __enter__(self) -> SweepDisplay:
-        """Begin to show."""
-        if self._console.is_terminal:
-            self._live = Live(
-                console=self._console, refresh_per_second=4, transient=True, redirect_stdout=False
-            )
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Take it from the screen; the lines that were told stay."""
-        if self._live:
-            self._live.stop()
 
     def note(self, ended: Sequence[FrozenTrial]) -> None:
         """Know of trials that ended before."""
@@ -56,19 +38,18 @@ class SweepDisplay:
         """Print a line of a trial that has ended."""
         self._count(trial)
         best = " (the best so far)" if self._best is trial else ""
-        self._say(f"trial {trial.number} {describe(trial)}{best}")
+        self.say(f"trial {trial.number} {describe(trial)}{best}")
 
     def show(self, running: Sequence[RunningTrial]) -> None:
         """Take a new state; cheap enough to be called at any rate."""
         for one in running:
             if one.trial.number not in self._told:
                 self._told.add(one.trial.number)
-                self._say(f"trial {one.trial.number} begins: {_values(one.values)}")
-        if self._live:
-            self._live.update(self._picture(running))
-        elif running and (now := time.monotonic()) - self._last_line >= _LINE_SECONDS:
-            self._last_line = now
-            self._say("; ".join(self._progress(one) for one in running))
+                self.say(f"trial {one.trial.number} begins: {_values(one.values)}")
+        if running:
+            self.renew(
+                lambda: self._picture(running), lambda: "; ".join(self._progress(one) for one in running)
+            )
 
     def _picture(self, running: Sequence[RunningTrial]) -> RenderableType:
         search = self._plan.search
@@ -102,9 +83,6 @@ class SweepDisplay:
         complete = trial.state == TrialState.COMPLETE and trial.value is not None
         if complete and (self._best is None or (trial.value or 0.0) > (self._best.value or 0.0)):
             self._best = trial
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _values(values: Mapping[str, Any]) -> str:
