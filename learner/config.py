@@ -125,11 +125,11 @@ class PPOConfig:
     """Weight of the entropy bonus at the first update; falls linearly to `final_entropy` at the last."""
     final_entropy: float = 0.001
     """Weight of the entropy bonus at the last update."""
-    exploration: float = 1.0
+    exploration: float = 0.03
     """Weight of a pull towards all legal actions alike, at the first step of an episode."""
     exploration_decay: float = 0.7
     """By which that weight falls with each step of an episode: what one does first matters longest."""
-    exploration_share: float = 0.3
+    exploration_share: float = 1.0
     """Share of the updates after which that weight is nothing; it falls linearly until then."""
     value_coefficient: float = 0.5
     """Weight of the critic's loss."""
