@@ -75,11 +75,6 @@ def parse_ticket(text: str) -> Ticket:
 
 def describe(step: Step) -> str:
     """Return a step in one line; of CAGE-2 in the words of its hosts and actions."""
-    rows = getattr(step.environments, "rows", None)
-    if rows is not None:
-        from rollout_worker.environments.cage2.description import describe_step
-
-        return describe_step(rows[step.slot], step.observation)
     if hasattr(step.environments, "describe_step"):
         return f"step {step.number}: {step.environments.describe_step(step.slot)}"
     return (

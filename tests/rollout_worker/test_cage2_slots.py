@@ -24,7 +24,7 @@ from rollout_worker.environments.cage2 import (
 from rollout_worker.environments.cage2 import (
     options as named,
 )
-from rollout_worker.environments.cage2.description import blue_action_name, describe_step
+from rollout_worker.environments.cage2.description import blue_action_name
 from rollout_worker.environments.cage2.slots import Cage2Slots
 
 VIEWS = [
@@ -232,20 +232,21 @@ def test_wrong_slots_and_actions_change_nothing() -> None:
         assert slots.step(none[:0], none[:0])[0].shape == (0, slots.observation_size)
 
 
-def test_a_step_is_told_in_words() -> None:
-    slots, zero = Cage2Slots(1, red_agent="b_line"), np.zeros(1, np.int64)
+@pytest.mark.parametrize("observation", ["bits", "history", "scans+decoys"])
+def test_a_step_is_told_in_words(observation: str) -> None:
+    slots, zero = Cage2Slots(1, red_agent="b_line", observation=observation), np.zeros(1, np.int64)
     slots.reset(zero, np.zeros(1, np.uint64), [{}])
     lines = []
     for step in range(100):
-        observations = slots.step(zero, np.array([139 if step == 99 else 0]))[0]
-        lines.append(describe_step(slots.rows[0], observations[0]))
+        slots.step(zero, np.array([139 if step == 99 else 0]))
+        lines.append(slots.describe_step(0))
     assert lines[0] == (
-        "step 0: Blue Sleep is done; Red DiscoverRemoteSystems User succeeds; reward 0.0; "
+        "Blue Sleep is done; Red DiscoverRemoteSystems User succeeds; reward 0.0; "
         "seen nothing; marked nothing; sessions User0 1 privileged"
     )
     assert "Red Impact Op_Server0 succeeds" in lines[90]
     assert "Op_Server0 User" in lines[90]
-    assert lines[99].startswith("step 99: Blue Restore Op_Server0 succeeds; ")
+    assert lines[99].startswith("Blue Restore Op_Server0 succeeds; ")
     assert [blue_action_name(action) for action in (0, 1, 2, 139)] == [
         "Sleep", "Monitor", "Analyse Defender", "Restore Op_Server0",
     ]  # fmt: skip

@@ -30,14 +30,14 @@ def red_action_name(kind: int, target: int) -> str:
 def describe_step(row: Any, observation: NDArray[np.uint8]) -> str:
     """Return the last step of a row (an element of `Cage2Slots.rows`) in one line.
 
-    `observation` is what the step showed; only its first 52 numbers are read.
+    `observation` [52] is what the challenge would show.
     """
     outcome = row["outcome"]
     red = red_action_name(int(outcome["red_kind"]), int(outcome["red_target"]))
     if outcome["exploit"] >= 0:
         red += f" by {tables.EXPLOITS[outcome['exploit']]}"
     parts = [
-        f"step {int(row['step']) - 1}: Blue {blue_action_name(int(row['blue_action']))}"
+        f"Blue {blue_action_name(int(row['blue_action']))}"
         f" {_SUCCESS[row['blue_success']]}",
         f"Red {red} {_SUCCESS[row['red_success']]}",
         f"reward {0 - int(row['cost_tenths']) / 10:.1f}",
@@ -54,8 +54,8 @@ def describe_step(row: Any, observation: NDArray[np.uint8]) -> str:
 
 
 def describe_observation(observation: NDArray[np.uint8]) -> str:
-    """Return what Blue is shown, in words; only the first 52 numbers are read."""
-    numbers = observation[: tables.OBSERVATION_SIZE].reshape(len(tables.HOSTS), 4)
+    """Return what Blue is shown, the 52 numbers of the challenge, in words."""
+    numbers = observation.reshape(len(tables.HOSTS), 4)
     hosts = list(zip(tables.HOSTS, numbers, strict=True))
     seen = [f"{'Exploit' if h[1] else 'Scan'} on {name}" for name, h in hosts if h[0]]
     marks = [f"{name} {_BELIEFS[h[2] + 2 * h[3]]}" for name, h in hosts if h[2] or h[3]]

@@ -84,7 +84,9 @@ class Cage2Env(gymnasium.Env[NDArray[np.uint8], np.int64]):
         if self.render_mode is None:
             return None
         row = self._rows[0]
-        return describe_step(row, self._observations[0]) if row["step"] else "reset"
+        if not row["step"]:
+            return "reset"
+        return f"step {int(row['step']) - 1}: {describe_step(row, self._observations[0])}"
 
     def _info(self) -> Info:
         if not self._truth:

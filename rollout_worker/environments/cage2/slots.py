@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from rollout_worker.environments.cage2 import kernels
 from rollout_worker.environments.cage2.defender_view import VIEW_SIZE, VIEW_WIDTH, WIDE_VIEW_WIDTH
+from rollout_worker.environments.cage2.description import describe_step
 from rollout_worker.environments.cage2.options import (
     HISTORY_SIZE,
     STATE_SIZE,
@@ -71,6 +72,7 @@ class Cage2Slots:
         self.rows: NDArray[Any] = np.zeros(slots, ROW)
         self.scripts: NDArray[Any] = np.zeros(slots, OUTCOME)
         self._views = np.zeros((slots if self._viewed else 0, VIEW_SIZE), np.uint8)
+        self._bits = np.zeros((slots, OBSERVATION_SIZE), np.uint8)
         self._blank = initial_row()
         self._settings: dict[tuple[tuple[str, Any], ...], NDArray[np.int64]] = {}
         kernels.compile_kernels()
@@ -123,9 +125,14 @@ class Cage2Slots:
             )
         if invalid != kernels.VALID:
             raise ValueError(self.complaint(int(slots[invalid]), int(actions[invalid])))
+        self._bits[slots] = observations
         if self._viewed:
             observations = self._shown(slots, features)
         return observations, rewards, terminated | (truncated & self._state), truncated
+
+    def describe_step(self, slot: int) -> str:
+        """Return the last step of a slot in one line, with what the challenge would show."""
+        return describe_step(self.rows[slot], self._bits[slot])
 
     def close(self) -> None:
         """Nothing is held that outlives the object."""
