@@ -37,8 +37,7 @@ def describe_step(row: Any, observation: NDArray[np.uint8]) -> str:
     if outcome["exploit"] >= 0:
         red += f" by {tables.EXPLOITS[outcome['exploit']]}"
     parts = [
-        f"Blue {blue_action_name(int(row['blue_action']))}"
-        f" {_SUCCESS[row['blue_success']]}",
+        f"Blue {blue_action_name(int(row['blue_action']))} {_SUCCESS[row['blue_success']]}",
         f"Red {red} {_SUCCESS[row['red_success']]}",
         f"reward {0 - int(row['cost_tenths']) / 10:.1f}",
     ]
