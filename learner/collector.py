@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import zmq
 
 from learner.access import Access
+from learner.attention import Attention
 from learner.connections import Connections
 from learner.descriptors import with_room
 from learner.episode_fault import episode_fault
@@ -97,8 +98,7 @@ class Collector:
         self._connections = Connections(sockets, access, registry.roster.belongs)
         self._mailbox = Mailbox()
         self._poller = zmq.Poller()
-        self._turned_at = self._without_pause_since = time.monotonic()
-        self._emptied = False
+        self._attention = Attention(registry.config.liveness_seconds, time.monotonic())
         self._reopen_due, self._may_reopen_at = False, -math.inf
         self._batches: queue.SimpleQueue[list[Episode] | BaseException] = queue.SimpleQueue()
         self._evaluations: queue.SimpleQueue[Evaluation | BaseException] = queue.SimpleQueue()
@@ -214,7 +214,7 @@ class Collector:
             self._poller.poll(TURN_MILLISECONDS)
             self._mailbox.answer()
             now = time.monotonic()
-            drained = self._heard_everyone(now, self._read_control(now))
+            drained = self._attention.heard_everyone(self._read_control(now), now)
             self._read_episodes(now)
             self._carry_out(now, drained)
             self._answer_queries(now)
@@ -231,19 +231,6 @@ class Collector:
         self._poller = zmq.Poller()
         for socket in (self._sockets.control, self._sockets.episodes, self._mailbox.bell):
             self._poller.register(socket, zmq.POLLIN)
-
-    def _heard_everyone(self, now: float, emptied: bool) -> bool:
-        """Say whether nobody's words can be left unread: control was read empty in two turns running.
-
-        Two, because after this process stood still ZeroMQ may bring what came meanwhile after the first one.
-        A socket gives every peer its turn: reading for long says it, too, where a flood keeps it from empty.
-        """
-        emptied_again, self._emptied = emptied and self._emptied, emptied
-        liveness = self._registry.config.liveness_seconds
-        if now - self._turned_at > liveness / 4:
-            self._without_pause_since = now
-        self._turned_at = now
-        return emptied_again or now - self._without_pause_since > liveness
 
     def _watch_over(self, access: Access, now: float) -> None:
         """Carry out what the list of keys and the conduct of their owners bring about."""
