@@ -1,8 +1,10 @@
 """What the versions of a run are worth, and which of them is the best: fresh episodes, beside training.
 
 At each checkpoint the workers are given evaluate tickets under its version, which they play when they have
-nothing else to do; training does not wait. The version with the best greedy returns is the one that the final
-table tells of, over episodes that took no part in the choice.
+nothing else to do; training does not wait. The best version is the latest whose mean greedy return is within
+a standard error of the highest (the one-standard-error rule of Breiman et al., Classification and Regression
+Trees, 1984): late versions differ by less than that, and the highest of many is so by luck. The final table
+tells of it, over episodes that took no part in the choice.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,6 +29,14 @@ from protocol.messages import Arrays
 from protocol.specs import EnvironmentSpec
 
 logger = logging.getLogger(__name__)
+
+
+class Score(NamedTuple):
+    """What a version is worth."""
+
+    mean: float
+    error: float
+
 
 _COLUMNS = ["update", *(field.name for field in fields(Cell))]
 
@@ -54,7 +65,7 @@ class Selection:
 
     @property
     def best(self) -> int | None:
-        """Return the best version so far, the earliest of equals; None before the first evaluation."""
+        """Return the best version so far; None before the first evaluation."""
         return _best(self._scores)
 
     @property
@@ -116,7 +127,8 @@ class Selection:
         self._scores |= _scores(rows)
         if version in self._scores:
             place = "the best so far" if version == self.best else f"behind version {self.best}"
-            logger.info("version %d: mean greedy return %.3f, %s", version, self._scores[version], place)
+            mean, error = self._scores[version]
+            logger.info("version %d: mean greedy return %.3f ± %.3f, %s", version, mean, error, place)
         self._rows += rows
         try:
             _write(self._folder, self._rows)
@@ -129,17 +141,24 @@ def best_version(run: Path) -> int | None:
     return _best(_scores(_read(run)))
 
 
-def _best(scores: Mapping[int, float]) -> int | None:
-    return min(scores, key=lambda version: (-scores[version], version), default=None)
+def _best(scores: Mapping[int, Score]) -> int | None:
+    if not scores:
+        return None
+    highest = max(scores.values())
+    return max(version for version, score in scores.items() if score.mean >= highest.mean - highest.error)
 
 
-def _scores(rows: Iterable[Mapping[str, str]]) -> dict[int, float]:
-    """Return the mean of the greedy cells by version."""
-    means: dict[int, list[float]] = {}
+def _scores(rows: Iterable[Mapping[str, str]]) -> dict[int, Score]:
+    """Return the mean of the greedy cells by version, and its standard error."""
+    cells: dict[int, list[Score]] = {}
     for row in rows:
         if row["greedy"] == "True":
-            means.setdefault(int(row["update"]), []).append(float(row["mean"]))
-    return {version: float(np.mean(values)) for version, values in means.items()}
+            cells.setdefault(int(row["update"]), []).append(Score(float(row["mean"]), float(row["se"] or 0)))
+    scores: dict[int, Score] = {}
+    for version, found in cells.items():
+        means, errors = np.array(found).T
+        scores[version] = Score(float(means.mean()), float(np.linalg.norm(errors)) / len(found))
+    return scores
 
 
 def _spelled(cell: Cell) -> dict[str, str]:

@@ -79,6 +79,18 @@ def test_the_best_greedy_return_is_chosen_and_evaluated_again_with_its_own_weigh
     assert best_version(tmp_path) == 2
 
 
+@pytest.mark.parametrize(("later", "best"), [(2.0, 2), (1.1, 2), (0.9, 1), (0.0, 1)])
+def test_the_latest_within_a_standard_error_of_the_highest_counts(
+    tmp_path: Path, later: float, best: int
+) -> None:
+    header = "update,environment,red,steps,mean,se,episodes,greedy"
+    cells = [(1, 1.0, 0.6, True), (1, 2.0, 0.8, True), (1, 9.0, 9.0, False)]  # greedy: 1.5 ± 0.5
+    cells += [(2, later, 0.0, True), (2, -9.0, 9.0, False)]
+    rows = [f"{version},toy,,0,{mean},{se},5,{greedy}" for version, mean, se, greedy in cells]
+    (tmp_path / "evaluations.csv").write_text("\n".join([header, *rows]))
+    assert best_version(tmp_path) == best
+
+
 def test_a_version_under_evaluation_keeps_its_checkpoint(tmp_path: Path) -> None:
     selection = _selection(tmp_path, Fleet({1: (0.0, 1.0), 2: (0.0, 0.0)}))
     _evaluate(selection, 1)
