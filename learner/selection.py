@@ -1,10 +1,9 @@
 """What the versions of a run are worth, and which of them is the best: fresh episodes, beside training.
 
 At each checkpoint the workers are given evaluate tickets under its version, which they play when they have
-nothing else to do; training does not wait. The best version is the latest whose mean greedy return is within
-a standard error of the highest (the one-standard-error rule of Breiman et al., Classification and Regression
-Trees, 1984): late versions differ by less than that, and the highest of many is so by luck. The final table
-tells of it, over episodes that took no part in the choice.
+nothing else to do; training does not wait. The best version is the latest whose mean greedy return is not
+clearly less than the highest: late versions differ by less than the noise of their evaluations, and the
+highest of many is so by luck. The final table tells of it, over episodes that took no part in the choice.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import csv
 import io
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -29,6 +29,10 @@ from protocol.messages import Arrays
 from protocol.specs import EnvironmentSpec
 
 logger = logging.getLogger(__name__)
+
+
+_CLEARLY = 2.0
+"""Combined standard errors between two means that are clearly apart."""
 
 
 class Score(NamedTuple):
@@ -145,7 +149,11 @@ def _best(scores: Mapping[int, Score]) -> int | None:
     if not scores:
         return None
     highest = max(scores.values())
-    return max(version for version, score in scores.items() if score.mean >= highest.mean - highest.error)
+
+    def as_good(score: Score) -> bool:
+        return highest.mean - score.mean <= _CLEARLY * math.hypot(highest.error, score.error)
+
+    return max(version for version, score in scores.items() if as_good(score))
 
 
 def _scores(rows: Iterable[Mapping[str, str]]) -> dict[int, Score]:
