@@ -45,7 +45,10 @@ def play_returns(
 
 @contextmanager
 def noting_interrupts() -> Iterator[list[float]]:
-    """Note when Ctrl-C came in the list that is yielded, not heeding it; one a second later is heeded."""
+    """Note when Ctrl-C came in the list that is yielded, not heeding it; one a second later is heeded.
+
+    That holds on after the block where one came in it: its double may still be on the way.
+    """
     noted: list[float] = []
 
     def note(number: int, frame: object) -> None:
@@ -58,7 +61,8 @@ def noting_interrupts() -> Iterator[list[float]]:
     try:
         yield noted
     finally:
-        signal.signal(signal.SIGINT, usual)
+        if not noted:
+            signal.signal(signal.SIGINT, usual)
 
 
 def _slots(playable: Playable) -> int:
