@@ -45,7 +45,8 @@ class EvaluationDisplay(Screen):
         self._episodes_done += 1
         self._steps_done += steps
         if self._episodes_done == 1:
-            self._began, self._steps_before = time.monotonic(), steps
+            self._began = self._shown_at = time.monotonic()
+            self._steps_before = steps
         else:
             self.renew(self._picture, self._line)
 

@@ -200,8 +200,9 @@ def actor_losses(
     if config.exploration:
         loss = loss + exploration_loss(log_distribution, legality, samples.exploration)
     with torch.no_grad():
-        approximate_kl = (log_ratios.expm1() - log_ratios).mean()
-        clip_fraction = (log_ratios.expm1().abs() > config.clip).float().mean()
+        moved = log_ratios.expm1()
+        approximate_kl = (moved - log_ratios).mean()
+        clip_fraction = (moved.abs() > config.clip).float().mean()
     return loss, policy_loss, entropy, approximate_kl, clip_fraction
 
 
