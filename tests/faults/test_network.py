@@ -145,11 +145,11 @@ def test_a_connection_without_an_answer_is_given_up_and_made_again(hosts: Namesp
             text=True,
         )
         try:
-            assert peer.stdout.readline() == "HANDSHAKE_SUCCEEDED\n"
+            assert learner.control.poll(60_000), "it never spoke"
             hosts[0].unplug()
-            assert peer.stdout.readline() == "DISCONNECTED\n"
+            assert "DISCONNECTED\n" in peer.stdout  # reads until it comes; the first handshake may be missed
             hosts[0].plug_in()
-            assert peer.stdout.readline() == "HANDSHAKE_SUCCEEDED\n"
+            assert "HANDSHAKE_SUCCEEDED\n" in peer.stdout
             while receive_nowait(learner.control):
                 pass
             assert learner.control.poll(60_000), "what it says is not heard: its old connection is in the way"
