@@ -42,11 +42,12 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "compact-without-analyse": {"actions": "compact-without-analyse"},
     "full": {"actions": "full"},
     "full-masked": {"actions": "full-masked"},
-    "lengths": {"episode_length": (30, 50, 100)},
-    "state": {"observation": "state", "episode_length": (30, 50, 100)},
+    "one-length": {"episode_length": (100,)},
+    "state": {"observation": "state"},
 }
 """Fields of RunConfig that differ from the defaults."""
-USUAL_STEPS = 100
+USUAL_STEPS = 40_000
+"""Of an update; of longer episodes there are less in it."""
 EVALUATION_SEED = 9_000_000
 """Plus the seed of the training: episodes that no training and no choice has seen."""
 SLOTS = 400
@@ -73,10 +74,9 @@ class Result:
 
 
 def run_config(training: Training) -> RunConfig:
-    """Return the run of a variant; of shorter episodes there are more, so that an update has its steps."""
+    """Return the run of a variant, with as many steps in an update as others have."""
     run = RunConfig(seed=training.seed, **VARIANTS[training.variant])
-    steps = float(np.mean([n or USUAL_STEPS for n in run.episode_length]))
-    batch = round(run.episodes_per_update * USUAL_STEPS / steps)
+    batch = round(USUAL_STEPS / float(np.mean(run.episode_length)))
     return replace(run, episodes_per_update=batch, total_episodes=batch * training.updates)
 
 

@@ -15,6 +15,7 @@ CAGE2_ENVIRONMENTS = ("cage2", "cyborg")
 
 GYMNASIUM_DEFAULTS: Mapping[str, Any] = {
     "n_envs": 20,
+    "episode_length": (0,),
     "selection_episodes": 20,
     "episodes_per_update": 20,
     "activation": "tanh",

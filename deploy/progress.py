@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.screen import Screen
-from learner.progress import Progress
+from learner.progress import Progress, mean_returns
 
 _LINE_SECONDS = 5.0
 _EVALUATIONS = ("selecting", "evaluating")
@@ -76,7 +76,7 @@ def picture(name: str, progress: Progress) -> RenderableType:
         done, wanted, speed = progress.evaluated, progress.to_evaluate, []
     bar.add_row(ProgressBar(total=max(wanted, 1), completed=done), f"{done:,} of {wanted:,} episodes", *speed)
     facts = Table.grid(padding=(0, 3))
-    facts.add_row(_update(progress), _returns(progress))
+    facts.add_row(_update(progress), mean_returns(progress.returns))
     facts.add_row(f"version {progress.update}, {_staleness(progress)}", _fleet(progress))
     return Group(title, bar, facts)
 
@@ -87,7 +87,7 @@ def line(progress: Progress) -> str:
         return f"{progress.phase}: {progress.evaluated:,} of {progress.to_evaluate:,} episodes"
     rate = f"{progress.episodes_per_second:,.0f}/s, {remaining(progress)} left"
     parts = [f"{progress.phase}: {progress.episodes:,} of {progress.total_episodes:,} episodes, {rate}"]
-    parts += [f"update {progress.update:,}", _returns(progress)]
+    parts += [f"update {progress.update:,}", mean_returns(progress.returns)]
     parts += [f"lag {progress.lag_mean:.1f}", _fleet(progress)]
     return "; ".join(part for part in parts if part)
 
@@ -108,11 +108,6 @@ def _duration(exact_seconds: float) -> str:
 def _update(progress: Progress) -> str:
     took = f" in {progress.update_seconds:.2f} s" if progress.update else ""
     return f"update {progress.update:,} of {progress.updates:,}{took}"
-
-
-def _returns(progress: Progress) -> str:
-    returns = ", ".join(f"{name} {value:.1f}" for name, value in progress.returns.items())
-    return f"mean return {returns}" if returns else ""
 
 
 def _staleness(progress: Progress) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from deploy.table import Table
+from learner.progress import mean_returns
 
 MOST_SHOWN = 40
 """Up to so many workers each has its line; of more, the odd ones do, up to this number."""
@@ -67,10 +68,9 @@ def picture(
 def headlines(report: Mapping[str, Any]) -> list[str]:
     """Return what there is to say of the run itself."""
     progress = report.get("progress") or {}
-    returns = ", ".join(f"{name} {value:.1f}" for name, value in progress.get("returns", {}).items())
     facts = [
         f"update {report['version']:,} of {report['updates']:,}",
-        f"mean return {returns}" if returns else "",
+        mean_returns(progress.get("returns", {})),
         f"{progress.get('episodes_per_second', 0):,.1f} episodes/s",
         f"{progress.get('steps_per_second', 0):,.0f} steps/s",
     ]

@@ -164,7 +164,7 @@ class RunConfig:
     """`cage2`, or the name of an environment that Gymnasium knows."""
     red_agents: tuple[str, ...] = ("b_line", "meander")
     """CAGE-2's red agents, taken by ticket in turn."""
-    episode_length: tuple[int, ...] = (0,)
+    episode_length: tuple[int, ...] = (30, 50, 100)
     """Steps after which an episode is truncated, several taken by ticket in turn, for each red agent; 0 takes
     the environment's own limit (CAGE-2: 100)."""
     rules: Literal["current", "leaderboard"] = "current"
@@ -187,9 +187,9 @@ class RunConfig:
     """Environments in all; `fleet train` deals them to its workers."""
     seed: int = 1
     """Everything random follows from it."""
-    total_episodes: int = 240_000
+    total_episodes: int = 396_000
     """Episodes to train on, rounded up to whole batches."""
-    episodes_per_update: int = 400
+    episodes_per_update: int = 660
     """Episodes of one batch."""
     max_lag: int = 2
     """An episode may begin under weights at most this many updates older than its batch; in sync mode 0."""

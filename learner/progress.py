@@ -50,6 +50,15 @@ class Progress:
         return {name: getattr(self, name) for name in names} | {"returns": dict(self.returns)}
 
 
+def mean_returns(returns: Mapping[str, float]) -> str:
+    """Return the mean returns of scenarios in words, those of one red agent in the order of its lengths."""
+    agents: dict[str, list[str]] = {}
+    for label, value in returns.items():
+        agents.setdefault(label.partition("/")[0], []).append(f"{value:.1f}")
+    spelled = ", ".join(f"{agent} {' / '.join(values)}" for agent, values in agents.items())
+    return f"mean return {spelled}" if spelled else ""
+
+
 class Rates:
     """Episodes and steps per second over the last updates that took about RATE_SECONDS."""
 

@@ -48,7 +48,8 @@ def compare(
 ) -> None:
     """Run async and sync on the same work; print efficiency, speed, waiting, CPU and messages beside theory.
 
-    A batch is of --n-envs episodes unless --episodes-per-update says otherwise.
+    A batch is of --n-envs episodes unless --episodes-per-update says otherwise. All are of one length, the
+    environment's own, unless --episode-length says otherwise: theory is of such.
     """
     settings = _settings(given, episodes, config)
     where = folder or Path("runs") / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -67,7 +68,10 @@ def compare(
 def _settings(given: Mapping[str, Any], episodes: int, config: Path | None) -> Settings:
     """Return the settings of the asynchronous runs."""
     told = {"mode": "async", "total_episodes": episodes, "evaluation_episodes": 0, **given}
-    if "episodes_per_update" not in {*given, *(read_toml(config) if config else ())}:
+    chosen = {*given, *(read_toml(config) if config else ())}
+    if "episode_length" not in chosen:
+        told["episode_length"] = "0"
+    if "episodes_per_update" not in chosen:
         told["episodes_per_update"] = resolve(
             {"n_envs": given["n_envs"]} if "n_envs" in given else {}
         ).run.n_envs

@@ -84,7 +84,9 @@ def test_tickets_walk_through_all_pairs_of_red_agent_and_length() -> None:
     one = spec_of(episode_length="40")
     assert [scenario["episode_length"] for scenario in one.train_scenarios] == [40, 40]
     assert scenario_labels(one.train_scenarios) == ["b_line", "meander"]
-    assert [scenario["episode_length"] for scenario in spec_of().train_scenarios] == [100, 100]
+    own = spec_of(episode_length="0").train_scenarios
+    assert [scenario["episode_length"] for scenario in own] == [100, 100]
+    assert [scenario["episode_length"] for scenario in spec_of().train_scenarios] == [30, 50, 100] * 2
     assert spec_of(episode_length=["30", "200"]).spaces.max_episode_steps == 200
 
 

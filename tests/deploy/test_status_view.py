@@ -57,7 +57,7 @@ def report(workers: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
             "phase": "training",
             "episodes_per_second": 1234.5,
             "steps_per_second": 123_450.0,
-            "returns": {"B_line": -35.25},
+            "returns": {"b_line/30": -3.5, "b_line/100": -35.25, "meander/30": -9.0},
         },
         "workers": workers,
     } | fields
@@ -69,7 +69,7 @@ def shown(*workers: dict[str, Any], **options: Any) -> str:
 
 def test_a_small_fleet_is_shown_whole() -> None:
     text = shown(worker(1), worker(2, pool="", label="", state="paused", desired="pause"), worker(3))
-    assert "update 12 of 1,250, mean return B_line -35.2, 1,234.5 episodes/s, 123,450 steps/s" in text
+    assert "update 12 of 1,250, mean return b_line -3.5 / -35.2, meander -9.0, 1,234.5 episodes/s, " in text
     assert all(f"cpu0{number}:100{number}" in text for number in (1, 2, 3))
     nameless, lab = (line for line in text.splitlines() if line.startswith(("lab ", "- ")))
     assert lab.split()[:3] == ["lab", "2", "2"] and "10.0" in lab and "360 MiB" in lab
