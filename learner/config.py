@@ -187,7 +187,7 @@ class RunConfig:
     """Environments in all; `fleet train` deals them to its workers."""
     seed: int = 1
     """Everything random follows from it."""
-    total_episodes: int = 396_000
+    total_episodes: int = 300_000
     """Episodes to train on, rounded up to whole batches."""
     episodes_per_update: int = 660
     """Episodes of one batch."""

@@ -11,10 +11,7 @@ from numpy.typing import NDArray
 
 from learner.models import named_views, perceptron
 from protocol.messages import Arrays
-from protocol.specs import PolicySpec
-
-_CLIP = 10.0
-_ILLEGAL_LOGIT = np.float32(-1e30)
+from protocol.specs import ILLEGAL_LOGIT, INPUT_LIMIT, PolicySpec
 
 
 def fastest_device() -> str:
@@ -66,8 +63,8 @@ class Actor:
             rows = torch.from_numpy(observations[:, : self.spec.inputs].astype(np.float32))
             inputs = rows.to(self._device, copy=True)  # foreign memory may be aligned otherwise: other bits
             if self.spec.normalised:
-                inputs.sub_(self._mean).mul_(self._inverse_std).clamp_(-_CLIP, _CLIP)
+                inputs.sub_(self._mean).mul_(self._inverse_std).clamp_(-INPUT_LIMIT, INPUT_LIMIT)
             logits: NDArray[np.float32] = self._network(inputs).cpu().numpy()
         if self.spec.masked:
-            np.copyto(logits, _ILLEGAL_LOGIT, where=observations[:, self.spec.inputs :] == 0)
+            np.copyto(logits, ILLEGAL_LOGIT, where=observations[:, self.spec.inputs :] == 0)
         return logits

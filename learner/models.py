@@ -15,11 +15,9 @@ from torch import Tensor, nn
 
 from learner.config import PPOConfig
 from learner.normalisation import Moments
-from protocol.specs import EnvironmentSpec, PolicySpec
+from protocol.specs import ILLEGAL_LOGIT, INPUT_LIMIT, EnvironmentSpec, PolicySpec
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": partial(nn.ReLU, inplace=True), "tanh": nn.Tanh}
-_INPUT_LIMIT = 10.0
-_ILLEGAL_LOGIT = -1e30
 _LEAST_LOG_PROB = -80.0
 """Lower ones are raised to this, about 1e-35: finite, and `exp` of anything less takes 20 times as long."""
 
@@ -81,11 +79,11 @@ class ActorCritic(nn.Module):
         # Always copies: the bits of a product may depend on the alignment of memory that is not torch's own.
         inputs = observations[:, : self.spec.inputs].to(torch.float32, copy=True)
         if self.spec.normalised:
-            inputs.sub_(self._mean).mul_(self._inverse_std).clamp_(-_INPUT_LIMIT, _INPUT_LIMIT)
+            inputs.sub_(self._mean).mul_(self._inverse_std).clamp_(-INPUT_LIMIT, INPUT_LIMIT)
         if not self.spec.masked:
             return inputs, None
         mask = observations[:, self.spec.inputs :].to(torch.float32, copy=True)
-        return inputs, mask.sub_(1).mul_(-_ILLEGAL_LOGIT)
+        return inputs, mask.sub_(1).mul_(-ILLEGAL_LOGIT)
 
     def log_probs(self, observations: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the log-probabilities of all actions at each row, [n, actions], and the legality.

@@ -51,13 +51,19 @@ class EnvironmentSpec:
         return scenarios[number % len(scenarios)]
 
 
+INPUT_LIMIT = 10.0
+"""A policy's normalised inputs are clipped to this, on both sides."""
+ILLEGAL_LOGIT = -1e30
+"""Of an action that the mask forbids."""
+
+
 @dataclass(frozen=True, slots=True)
 class PolicySpec:
     """A multilayer perceptron with a categorical head.
 
     Its arrays, float32, by name: `hidden/I/weight` [inputs, outputs], `hidden/I/bias` [outputs] for each
     hidden layer I, `logits/weight`, `logits/bias`, and where `normalised` also `normalisation/mean` and
-    `normalisation/inverse_std` [inputs]; a normalised input is clipped to +-10.
+    `normalisation/inverse_std` [inputs].
     """
 
     inputs: int

@@ -7,13 +7,11 @@ from numpy.typing import NDArray
 
 from protocol.errors import ProtocolError
 from protocol.messages import Arrays
-from protocol.specs import PolicySpec
+from protocol.specs import ILLEGAL_LOGIT, INPUT_LIMIT, PolicySpec
 
 _BLOCK_ROWS = 8
 """A product of exactly 8 rows gives a row the same bits at any place, among any neighbours, on every OpenBLAS
 kernel tried; products of 10 to 128 rows do not."""
-_CLIP = 10.0
-_ILLEGAL_LOGIT = np.float32(-1e30)
 
 
 class Policy:
@@ -62,7 +60,7 @@ class Policy:
         if self.spec.normalised:
             values -= self._mean
             values *= self._inverse_std
-            np.clip(values, -_CLIP, _CLIP, out=values)
+            np.clip(values, -INPUT_LIMIT, INPUT_LIMIT, out=values)
         for weight, bias in self._layers[:-1]:
             values = values @ weight
             values += bias
@@ -74,7 +72,7 @@ class Policy:
         logits: NDArray[np.float32] = (values @ weight).reshape(-1, self.spec.actions)[:rows]
         logits += bias
         if self.spec.masked:
-            np.copyto(logits, _ILLEGAL_LOGIT, where=observations[:, inputs:] == 0)
+            np.copyto(logits, ILLEGAL_LOGIT, where=observations[:, inputs:] == 0)
         return logits
 
 
