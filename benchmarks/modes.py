@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -62,16 +62,17 @@ def curves(metrics: Sequence[Path]) -> tuple[Floats, Mapping[str, Floats]]:
 def draw(found: Mapping[str, tuple[Floats, Mapping[str, Floats]]], picture: Path) -> None:
     """Draw each red agent's returns against steps: the mean over seeds, and from the worst to the best."""
     names = list(next(iter(found.values()))[1])
-    figure = Figure(figsize=(9, 4), dpi=140, layout="constrained")
-    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
+    columns = min(3, len(names))
+    figure = Figure(figsize=(9, 5.5), dpi=140, layout="constrained")
+    panels = np.ravel(figure.subplots(-(-len(names) // columns), columns))
+    for axes, name in zip(panels, names, strict=False):
         for mode, (steps, returns) in found.items():
             late = slice(round(len(steps) * SHOWN_FROM), None)
             low, mean, high = (f(returns[name], axis=0) for f in (np.min, np.mean, np.max))
             axes.fill_between(steps[late], low[late], high[late], color=COLOURS[mode], alpha=0.2, linewidth=0)
             axes.plot(steps[late], mean[late], color=COLOURS[mode], label=mode)
         axes.set_title(name.removeprefix("return/"))
-        axes.set_xlabel("environment steps (millions)")
-        axes.set_ylabel("mean return of an episode")
+        axes.set_xlabel("million environment steps")
         axes.legend(loc="lower right", frameon=False)
     figure.savefig(picture)
 
@@ -97,20 +98,19 @@ def main(
             typer.echo(f"{mode}, seed {seed}", err=True)
             metrics[mode].append(train(folder, mode, int(seed), options))
     found = {mode: curves(paths) for mode, paths in metrics.items()}
-    written: dict[str, Any] = {}
-    typer.echo("| red agent | after, million steps | async | sync |\n|---|--:|--:|--:|")
-    steps, names = found["async"][0], found["async"][1]
+    steps, names = found["async"][0], list(found["async"][1])
+    points = [round(share * len(steps)) - 1 for share in (0.25, 1.0)]
+    heads = [f"{mode}, {steps[at]:.1f} M steps" for at in points for mode in found]
+    typer.echo(f"| episodes | {' | '.join(heads)} |\n|---|{'--:|' * len(heads)}")
     for name in names:
-        for share in (0.25, 0.5, 1.0):
-            at = round(share * len(steps)) - 1
-            cells = {mode: returns[name][:, at] for mode, (_, returns) in found.items()}
-            typer.echo(
-                f"| {name.removeprefix('return/')} | {steps[at]:.1f} | "
-                f"{' | '.join(spell(values) for values in cells.values())} |"
-            )
-            written.setdefault(name, {})[f"{steps[at]:.1f}"] = {m: v.tolist() for m, v in cells.items()}
+        cells = [returns[name][:, at] for at in points for _, returns in found.values()]
+        typer.echo(f"| {name.removeprefix('return/')} | {' | '.join(map(spell, cells))} |")
     if json_file:
-        json_file.write_text(json.dumps(written, indent=1))
+        written = {
+            mode: {name: values.tolist() for name, values in returns.items()}
+            for mode, (_, returns) in found.items()
+        }
+        json_file.write_text(json.dumps({"million_steps": steps.tolist(), **written}))
     if picture:
         draw(found, picture)
 
