@@ -51,7 +51,7 @@ def compare(
     A batch is of --n-envs episodes unless --episodes-per-update says otherwise. All are of one length, the
     environment's own, unless --episode-length says otherwise: theory is of such.
     """
-    settings = _settings(given, episodes, config)
+    settings = asynchronous(given, episodes, config)
     where = folder or Path("runs") / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
     if where.exists() and any(where.iterdir()):
         raise UserError(f"--folder {where} is not empty: name another")
@@ -65,7 +65,7 @@ def compare(
     typer.echo(f"This table, its figures as JSON, the pictures and all runs are in {where}", err=True)
 
 
-def _settings(given: Mapping[str, Any], episodes: int, config: Path | None) -> Settings:
+def asynchronous(given: Mapping[str, Any], episodes: int, config: Path | None) -> Settings:
     """Return the settings of the asynchronous runs."""
     told = {"mode": "async", "total_episodes": episodes, "evaluation_episodes": 0, **given}
     chosen = {*given, *(read_toml(config) if config else ())}

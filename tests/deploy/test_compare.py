@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.app import run_command
-from deploy.commands.compare import blocking_version, step_seconds, synchronous
+from deploy.commands.compare import asynchronous, blocking_version, step_seconds, synchronous
 from deploy.comparison.figures import Mode, Work, curve, measure, predict
 from deploy.comparison.pictures import draw_timelines
 from deploy.comparison.run import Recording, Sample, WorkerSample, record
@@ -188,6 +188,15 @@ def test_markdown_explains_where_blocking_differs_and_efficiency_means_nothing()
     free = comparison("")
     assert "Efficiency means nothing here" in to_markdown(free) and "nan" not in to_markdown(free)
     assert to_plain(free)["async"]["efficiency"] is None
+
+
+def test_episodes_are_of_one_length_unless_the_user_says_otherwise(tmp_path: Path) -> None:
+    run = asynchronous({"n_envs": "7"}, 50, None).run
+    assert (run.episode_length, run.episodes_per_update, run.total_episodes) == ((0,), 7, 50)
+    assert asynchronous({"episode_length": ["20"]}, 50, None).run.episode_length == (20,)
+    (file := tmp_path / "settings.toml").write_text("episode_length = [30, 50]\nepisodes_per_update = 9\n")
+    run = asynchronous({}, 50, file).run
+    assert (run.episode_length, run.episodes_per_update) == ((30, 50), 9)
 
 
 def test_both_modes_are_given_the_same_work() -> None:
