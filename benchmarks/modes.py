@@ -62,10 +62,10 @@ def curves(metrics: Sequence[Path]) -> tuple[Floats, Mapping[str, Floats]]:
 def draw(found: Mapping[str, tuple[Floats, Mapping[str, Floats]]], picture: Path) -> None:
     """Draw each red agent's returns against steps: the mean over seeds, and from the worst to the best."""
     names = list(next(iter(found.values()))[1])
-    columns = min(3, len(names))
-    figure = Figure(figsize=(9, 5.5), dpi=140, layout="constrained")
-    panels = np.ravel(figure.subplots(-(-len(names) // columns), columns))
-    for axes, name in zip(panels, names, strict=False):
+    columns = len({name.split("/")[1] for name in names})
+    figure = Figure(figsize=(9, 2.6 * len(names) / columns), dpi=140, layout="constrained")
+    panels = np.ravel(figure.subplots(len(names) // columns, columns))
+    for axes, name in zip(panels, names, strict=True):
         for mode, (steps, returns) in found.items():
             late = slice(round(len(steps) * SHOWN_FROM), None)
             low, mean, high = (f(returns[name], axis=0) for f in (np.min, np.mean, np.max))

@@ -35,7 +35,7 @@ def environment_spec(run: RunConfig, allow_env: Sequence[str] = ()) -> Environme
         name,
         options,
         describe(name, options, max(*CAGE2_EVALUATION_STEPS, *lengths)),
-        train_scenarios=cage2_cells(run.red_agents, tuple(n or 100 for n in lengths)),
+        train_scenarios=tuple(cage2_scenario(red, n or 100) for n in lengths for red in run.red_agents),
         evaluate_scenarios=_both_ways(cage2_cells(tuple(dict.fromkeys(run.red_agents)))),
         step_delay=run.step_delay,
     )

@@ -78,15 +78,22 @@ def test_a_mistake_is_refused_in_one_line(given: dict[str, Any], message: str) -
 def test_tickets_walk_through_all_pairs_of_red_agent_and_length() -> None:
     spec = spec_of(red_agents=["b_line,meander"], episode_length=["30,50"])
     pairs = [(one["red_agent"], one["episode_length"]) for one in spec.train_scenarios]
-    assert pairs == [("b_line", 30), ("b_line", 50), ("meander", 30), ("meander", 50)]
-    assert scenario_labels(spec.train_scenarios) == ["b_line/30", "b_line/50", "meander/30", "meander/50"]
+    assert pairs == [("b_line", 30), ("meander", 30), ("b_line", 50), ("meander", 50)]
+    assert scenario_labels(spec.train_scenarios) == ["b_line/30", "meander/30", "b_line/50", "meander/50"]
     assert spec.spaces.max_episode_steps == 100
     one = spec_of(episode_length="40")
     assert [scenario["episode_length"] for scenario in one.train_scenarios] == [40, 40]
     assert scenario_labels(one.train_scenarios) == ["b_line", "meander"]
     own = spec_of(episode_length="0").train_scenarios
     assert [scenario["episode_length"] for scenario in own] == [100, 100]
-    assert [scenario["episode_length"] for scenario in spec_of().train_scenarios] == [30, 50, 100] * 2
+    assert [scenario["episode_length"] for scenario in spec_of().train_scenarios] == [
+        30,
+        30,
+        50,
+        50,
+        100,
+        100,
+    ]
     assert spec_of(episode_length=["30", "200"]).spaces.max_episode_steps == 200
 
 
