@@ -27,7 +27,7 @@ MODES: Mapping[str, Sequence[str]] = {"async": (), "sync": ("--mode", "sync")}
 COLOURS = {"async": "#0b6e99", "sync": "#d1603d"}
 SMOOTHED_OVER = 5
 """Updates around each, in the picture and in the table."""
-SHOWN_FROM = 0.1
+SHOWN_FROM = 0.2
 """The share of a training that the picture leaves out: at first returns are far below."""
 
 Floats = NDArray[np.float64]
