@@ -63,8 +63,8 @@ MOST_FRAMES_PER_TURN = 500
 """Of each socket, so that a flood on one cannot starve the others."""
 VIEW_SECONDS = 0.2
 """Age at which the picture for the display is renewed."""
-LEAVE_TAKING_SECONDS = 0.5
-"""How long the workers' goodbyes may take at the end of a run."""
+LEAVE_TAKING_SECONDS = 2.0
+"""How long the workers' goodbyes may take at the end of a run: a way through a tunnel is long."""
 QUESTION_FRAMES = 20
 """How many frames of a worker key's budget a question is worth, beside its own."""
 REOPEN_PAUSE_SECONDS = 60.0
