@@ -46,8 +46,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "state": {"observation": "state"},
 }
 """Fields of RunConfig that differ from the defaults."""
-USUAL_STEPS = 40_000
-"""Of an update; of longer episodes there are less in it."""
+UPDATE_STEPS = 40_000
+"""Of an update: the longer its episodes, the fewer."""
 EVALUATION_SEED = 9_000_000
 """Plus the seed of the training: episodes that no training and no choice has seen."""
 SLOTS = 400
@@ -76,7 +76,7 @@ class Result:
 def run_config(training: Training) -> RunConfig:
     """Return the run of a variant, with as many steps in an update as others have."""
     run = RunConfig(seed=training.seed, **VARIANTS[training.variant])
-    batch = round(USUAL_STEPS / float(np.mean(run.episode_length)))
+    batch = round(UPDATE_STEPS / float(np.mean(run.episode_length)))
     return replace(run, episodes_per_update=batch, total_episodes=batch * training.updates)
 
 

@@ -93,10 +93,14 @@ def main(
     """Train, compare and print the table."""
     options = ("--total-episodes", str(total_episodes), "--evaluation-episodes", "1")
     metrics: dict[str, list[Path]] = {mode: [] for mode in MODES}
-    for seed in seeds.split(","):
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"--seeds is {seeds!r}: give whole numbers, such as 1,2,3") from None
+    for seed in numbers:
         for mode in MODES:
             typer.echo(f"{mode}, seed {seed}", err=True)
-            metrics[mode].append(train(folder, mode, int(seed), options))
+            metrics[mode].append(train(folder, mode, seed, options))
     found = {mode: curves(paths) for mode, paths in metrics.items()}
     steps, names = found["async"][0], list(found["async"][1])
     points = [round(share * len(steps)) - 1 for share in (0.25, 1.0)]

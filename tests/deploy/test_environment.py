@@ -86,14 +86,8 @@ def test_tickets_walk_through_all_pairs_of_red_agent_and_length() -> None:
     assert scenario_labels(one.train_scenarios) == ["b_line", "meander"]
     own = spec_of(episode_length="0").train_scenarios
     assert [scenario["episode_length"] for scenario in own] == [100, 100]
-    assert [scenario["episode_length"] for scenario in spec_of().train_scenarios] == [
-        30,
-        30,
-        50,
-        50,
-        100,
-        100,
-    ]
+    usual = spec_of().train_scenarios
+    assert [scenario["episode_length"] for scenario in usual] == [30, 30, 50, 50, 100, 100]
     assert spec_of(episode_length=["30", "200"]).spaces.max_episode_steps == 200
 
 
