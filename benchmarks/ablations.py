@@ -24,6 +24,7 @@ import typer
 
 from deploy.environment import cage2_cells, environment_spec
 from deploy.local import SINGLE_THREADED
+from deploy.tether import die_with
 from learner.config import PPOConfig, RunConfig
 from protocol.messages import Arrays
 from protocol.specs import EnvironmentSpec, PolicySpec
@@ -170,10 +171,14 @@ def main(
     names = variants.split(",")
     if unknown := set(names) - VARIANTS.keys():
         raise typer.BadParameter(f"unknown {', '.join(sorted(unknown))}: there are {', '.join(VARIANTS)}")
+    if wrong := [seed for seed in seeds.split(",") if not seed.isdecimal()]:
+        raise typer.BadParameter(f"seeds are whole numbers joined by commas, not {wrong[0]!r}")
     wanted = [Training(name, int(seed), updates, episodes) for seed in seeds.split(",") for name in names]
     results = {training: result for training, result in kept(json_file).items() if training in wanted}
     os.environ |= SINGLE_THREADED  # read by the numerical libraries of the new processes
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        processes, get_context("spawn"), initializer=die_with, initargs=(os.getpid(),)
+    ) as pool:
         started = [pool.submit(carry_out, training) for training in wanted if training not in results]
         for future in as_completed(started):
             result = future.result()
