@@ -24,13 +24,13 @@ from learner.attention import Attention
 from learner.connections import Connections
 from learner.descriptors import with_room
 from learner.episode_fault import episode_fault
+from learner.evaluation_requests import Evaluation
 from learner.instructions import Log, Misconduct, Send, SendSnapshot, StopRun, one_line
 from learner.ledger import Delivery
 from learner.mailbox import Mailbox, RunStopped, take
 from learner.queries import Queries
 from learner.registry import Registry
 from learner.status import FleetStatus
-from learner.tickets import Evaluation
 from protocol.codec import decode, encode
 from protocol.errors import ProtocolError
 from protocol.messages import (
@@ -209,6 +209,7 @@ class Collector:
     def _loop(self) -> None:
         pause = zmq.Poller()
         pause.register(self._mailbox.bell, zmq.POLLIN)
+        office = self._registry.office
         self._listen()
         while not self._mailbox.over:
             self._poller.poll(TURN_MILLISECONDS)
@@ -220,9 +221,9 @@ class Collector:
             self._answer_queries(now)
             if self._access:
                 self._watch_over(self._access, now)
-            while (batch := self._registry.take_batch()) is not None:
+            while (batch := office.batches.take()) is not None:
                 self._batches.put(batch)
-            while (evaluation := self._registry.take_evaluation()) is not None:
+            while (evaluation := office.evaluations.take()) is not None:
                 self._evaluations.put(evaluation)
             self._look_round(now)
             pause.poll(PAUSE_MILLISECONDS)
@@ -400,7 +401,7 @@ class Collector:
         """Keep a version's frame for snapshots, and publish it if it is the newest."""
         stamp = Version(self._registry.welcome.incarnation, version)
         self._frames[version] = encode(Weights(self._run, stamp, self._fingerprint, arrays))
-        needed = self._registry.pinned_versions()
+        needed = self._registry.office.pinned_versions()
         self._frames = {number: frame for number, frame in self._frames.items() if number in needed}
         if version == max(needed):
             self._connections.publish(self._frames[version], len(self._registry.roster.hosts()))

@@ -4,8 +4,8 @@ No socket, clock, thread or torch inside. The thread that owns the sockets
 
 1. passes in what it received: `hello`, `heartbeat`, `goodbye`, `snapshot_request`, `episode`, and
    `undeliverable` for a send that the ROUTER refused; `now` is monotonic, in seconds;
-2. takes whole batches out with `take_batch` and, when their update is done, passes its version to `publish`;
-   a `snapshot` taken then belongs to the weights of that version;
+2. takes whole batches from the `office` and, when their update is done, passes its version to `publish`; a
+   `snapshot` taken then belongs to the weights of that version;
 3. calls `tick(now, drained)` once per turn of its loop, at least every 50 ms, and carries out the
    instructions it returns, in order. Events only change the state; all that is to be sent comes from `tick`,
    so the events of one turn share one answer per worker. `drained` says whether nothing that workers said
@@ -25,6 +25,7 @@ from typing import Any, Literal
 from learner.admission import Admission
 from learner.conduct import Offence
 from learner.config import RunConfig
+from learner.evaluation_requests import EVALUATION_CAP
 from learner.hands import Listing, sequences
 from learner.hold_times import HoldTimes
 from learner.instructions import Instruction, Log, Misconduct, Send, StopRun, one_line, printable
@@ -35,7 +36,7 @@ from learner.rounds import Rounds, round_seconds
 from learner.sessions import Desired, InvalidMove, Session, SessionState
 from learner.snapshots import SnapshotQueue
 from learner.status import FleetStatus, page
-from learner.tickets import EVALUATION_CAP, Evaluation, TicketOffice
+from learner.tickets import TicketOffice
 from protocol.messages import (
     MOST_NAME_CHARACTERS,
     Built,
@@ -189,7 +190,7 @@ class Registry:
         session = self._known(request.session)
         if session is not None:
             session.heard_at = now
-            if request.version is None or request.version in self.pinned_versions():
+            if request.version is None or request.version in self.office.pinned_versions():
                 self._snapshots.ask(request.session, request.version)
 
     def episode(self, episode: Episode, invalid: str = "") -> Delivery:
@@ -243,18 +244,10 @@ class Registry:
         self.office.publish(version)
         self._rounds.stir()
 
-    def take_batch(self) -> list[Episode] | None:
-        """Return the next whole batch by ticket, None if there is none; in started order it may be short."""
-        return self.office.take_batch()
-
     def request_evaluation(self, version: int, episodes: int) -> range:
         """Ask for fresh episodes under exactly this version; return their evaluate numbers."""
         self._rounds.stir()
-        return self.office.request_evaluation(version, episodes)
-
-    def take_evaluation(self) -> Evaluation | None:
-        """Return a finished evaluation, None if there is none."""
-        return self.office.take_evaluation()
+        return self.office.evaluations.add(version, episodes)
 
     def command(self, what: Desired, targets: Sequence[str] = ()) -> tuple[list[Session], list[str]]:
         """Ask workers to play, to pause or to drain; return which, and the targets that name none.
@@ -340,10 +333,6 @@ class Registry:
     def round_seconds(self) -> float:
         """Return how often all workers may be looked at."""
         return round_seconds(len(self.roster))
-
-    def pinned_versions(self) -> set[int]:
-        """Return the versions whose weights must be kept."""
-        return self.office.pinned_versions()
 
     # Parts
 
@@ -469,4 +458,4 @@ class Registry:
         """Return which version a session that waits for weights gets; None where it is gone, or they are."""
         version = self.office.version if asked is None else asked
         session = self.roster.get(name)
-        return version if session and session.live and version in self.pinned_versions() else None
+        return version if session and session.live and version in self.office.pinned_versions() else None

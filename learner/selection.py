@@ -22,8 +22,8 @@ import numpy as np
 
 from learner.collector import Collector
 from learner.evaluation import Cell, evaluation_cells, evaluation_plain
+from learner.evaluation_requests import Evaluation
 from learner.run_folder import replace_file
-from learner.tickets import Evaluation
 from protocol.errors import UserError
 from protocol.messages import Arrays
 from protocol.specs import EnvironmentSpec

@@ -146,7 +146,7 @@ class FleetStatus:
             issued=account.issued,
             consumed=len(account.consumed),
             discarded=account.discards,
-            received=office.waiting_episodes,
+            received=office.batches.waiting_episodes,
             ready=len(ready),
             ready_slots=sum(session.slots for session in ready),
             processes=frozenset(session.hello.pid for session in ready),
@@ -172,7 +172,7 @@ def page(sessions: Sequence[Session], first: int) -> tuple[list[Session], int]:
 
 
 def _binds(office: TicketOffice, sessions: Sequence[Session]) -> Binds:
-    if office.closed_batches and office.config.mode == "sync":
+    if office.batches.whole and office.config.mode == "sync":
         return "update"
     if not any(session.hosts for session in sessions):
         paused = any(session.live and session.desired == "pause" for session in sessions)
@@ -180,15 +180,15 @@ def _binds(office: TicketOffice, sessions: Sequence[Session]) -> Binds:
     idle = any(session.takes_tickets and session.load < session.slots for session in sessions)
     if office.config.mode == "sync" or not idle or office.room():
         return "workers"
-    if office.closed_batches:
+    if office.batches.whole:
         return "update"
-    return "credit" if office.config.order == "arrival" or office.missing() is None else "ticket"
+    return "credit" if office.config.order == "arrival" or office.batches.missing() is None else "ticket"
 
 
 def _binding_ticket(
     office: TicketOffice, sessions: Sequence[Session], now: float, issued: IssueTimes
 ) -> BindingTicket | None:
-    missing = office.missing()
+    missing = office.batches.missing()
     if missing is None:
         return None
     number, count = missing

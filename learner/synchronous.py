@@ -26,6 +26,7 @@ from learner.barrier import Barrier, Order, Watchers
 from learner.collector import Collector
 from learner.conduct import Offence
 from learner.descriptors import with_room
+from learner.evaluation_requests import Evaluation
 from learner.inference import Actor, fastest_device
 from learner.mailbox import RunStopped, take
 from learner.own_tickets import OwnTickets
@@ -33,7 +34,6 @@ from learner.registry import Registry
 from learner.slots import NOBODY, OpenEpisodes
 from learner.step_hook import Hook, Round
 from learner.step_record import StepRecorder
-from learner.tickets import Evaluation
 from protocol.errors import ProtocolError
 from protocol.messages import LARGEST, Arrays, Episode, Version
 from protocol.sockets.learner import LearnerSockets
@@ -107,7 +107,7 @@ class SynchronousCollector(Collector):
     def publish(self, version: int, arrays: Arrays) -> None:
         """Play under these weights, of the update just done, from now on."""
         super().publish(version, arrays)
-        pinned = self._mailbox.ask(self._registry.pinned_versions).result()
+        pinned = self._mailbox.ask(self._registry.office.pinned_versions).result()
         self._policies = {v: a for v, a in {**self._policies, version: arrays}.items() if v in pinned}
         self._dry = False
 

@@ -1,56 +1,30 @@
-"""The ticket office: which tickets may be issued, whose episodes count, and when a batch is whole.
+"""The ticket office: which tickets may be issued, on which terms, and whose episodes count.
 
 The gate is a count. In arrival order the next train ticket is issued while
 
     issued - discarded < min(version + max_lag + 1, updates) * batch
 
-and a batch closes with the first `batch` episodes received. In started order (exact mode, too) the gate
-counts `issued`, a discarded ticket is not replaced, and batch u closes when every ticket of
-[u*batch, (u+1)*batch) is received or discarded. Evaluate tickets stand outside the gate, under a cap of
-their own.
+In started order (exact mode, too) the gate counts `issued`: a discarded ticket is not replaced. What is
+received goes on to the batches, or to the evaluations, which stand outside the gate.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from learner.batch_queue import BatchQueue
 from learner.book import Book, Limits
 from learner.config import RunConfig
+from learner.evaluation_requests import EVALUATION_CAP, EvaluationRequests
 from learner.ledger import Delivery, Ledger, Lineage
 from protocol.messages import Episode, Grant
 from protocol.ranges import to_ranges
 from protocol.tickets import SequenceName
 
-EVALUATION_CAP = 64
-"""Evaluate tickets outstanding at most while train tickets are still to be issued."""
-
-
-@dataclass(slots=True)
-class EvaluationRequest:
-    """Evaluate tickets [start, stop), all to be played under exactly this version."""
-
-    version: int
-    start: int
-    stop: int
-    missing: int
-    """Tickets neither received nor discarded."""
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """The result of one request: its episodes by ticket; a discarded one is absent."""
-
-    version: int
-    start: int
-    stop: int
-    episodes: tuple[Episode, ...]
-
 
 class TicketOffice:
-    """Issues tickets, takes episodes in and closes batches; `state` is a `snapshot()` to go on from.
+    """Issues tickets and takes episodes in; `state` is a `snapshot()` to go on from.
 
     Raises ValueError, KeyError or TypeError where `state` does not fit.
     """
@@ -63,7 +37,7 @@ class TicketOffice:
         state: Mapping[str, Any] | None = None,
         evaluation_cap: int = EVALUATION_CAP,
     ) -> None:
-        self.config, self.evaluation_cap = config, evaluation_cap
+        self.config = config
         self.ledger = Ledger.from_plain(state["ledger"]) if state else Ledger()
         if problems := self.ledger.check():
             raise ValueError(f"the ledger of the checkpoint is broken: {problems[0]}")
@@ -74,14 +48,8 @@ class TicketOffice:
         limits = Limits(config.max_losses, config.stuck_after_seconds, stop=config.exact)
         self.books = {name: Book(name, account, limits) for name, account in self.ledger.accounts.items()}
         self.train, self.evaluate = self.books["train"], self.books["evaluate"]
-        self.requests: list[EvaluationRequest] = []
-        self._episodes: dict[SequenceName, dict[int, Episode]] = {"train": {}, "evaluate": {}}
-        self._arrived: list[int] = []
-        """Received train tickets of no closed batch, in arrival order."""
-        self._settled_of_batch: Counter[int] = Counter()
-        self._next_batch = self.version
-        self._closed: deque[list[int]] = deque()
-        self._taken = 0
+        self.batches = BatchQueue(config, self.train, self.version)
+        self.evaluations = EvaluationRequests(self.evaluate, evaluation_cap)
         if state:
             self._restore(state, now)
 
@@ -89,26 +57,6 @@ class TicketOffice:
     def version(self) -> int:
         """Return the newest version: the number of updates done."""
         return self.lineage.version
-
-    @property
-    def closed_batches(self) -> int:
-        """Return how many batches are whole and not yet consumed, the one in training included."""
-        return len(self._closed)
-
-    @property
-    def waiting_episodes(self) -> int:
-        """Return how many train episodes are received and not yet taken with a batch."""
-        return len(self._episodes["train"])
-
-    def missing(self) -> tuple[int, int] | None:
-        """Return, in started order, the oldest ticket that the next batch waits for, and how many those are.
-
-        None where nothing of that batch is outstanding.
-        """
-        size = self.config.episodes_per_update
-        ends = (self._next_batch + 1) * size
-        number = next((n for n, ticket in self.train.open.items() if not ticket.received), ends)
-        return (number, size - self._settled_of_batch[self._next_batch]) if number < ends else None
 
     def room(self) -> int:
         """Return how many tickets could be issued to workers now."""
@@ -144,7 +92,7 @@ class TicketOffice:
         discarded, or the replacement could ask for a version that waits for the replacement.
         """
         if sequence == "evaluate":
-            return next(r.version for r in self.requests if r.start <= number < r.stop), True
+            return self.evaluations.version_of(number), True
         if self.config.order == "arrival":
             number -= self.train.account.discards
         return max(0, number // self.config.episodes_per_update - self.config.max_lag), self.config.exact
@@ -159,11 +107,8 @@ class TicketOffice:
         sequence, number = episode.ticket.sequence, episode.ticket.number
         book = self.books[sequence]
         if delivery is Delivery.FIRST:
-            self._episodes[sequence][number] = episode
             book.receive(number, episode.session)
-            if sequence == "train" and self.config.order == "arrival":
-                self._arrived.append(number)
-            self._settled(sequence, number)
+            self._destination(sequence).receive(episode)
         elif delivery is Delivery.STALE:
             for hand in book.holders(number, episode.session):
                 book.revoke(number, hand)
@@ -177,54 +122,24 @@ class TicketOffice:
 
         Raises ValueError unless `version` is the next one and its batch was taken.
         """
-        if version != self.version + 1 or not self._taken:
-            raise ValueError(f"version {version} cannot follow {self.version}, {self._taken} batches taken")
-        self.train.consume(self._closed.popleft())
-        self._taken -= 1
+        if version != self.version + 1 or not self.batches.taken:
+            taken = self.batches.taken
+            raise ValueError(f"version {version} cannot follow {self.version}, {taken} batches taken")
+        self.batches.consume()
         self.lineage.version = version
-
-    def take_batch(self) -> list[Episode] | None:
-        """Return the next whole batch by ticket, None if there is none yet.
-
-        In started order discards leave it smaller, or even empty. Batch u makes version u + 1.
-        """
-        if self._taken == len(self._closed):
-            return None
-        numbers = self._closed[self._taken]
-        self._taken += 1
-        return [self._episodes["train"].pop(number) for number in numbers]
-
-    def request_evaluation(self, version: int, episodes: int) -> range:
-        """Ask for fresh episodes under exactly this version; return their evaluate numbers."""
-        start = self._planned()
-        self.requests.append(EvaluationRequest(version, start, start + episodes, episodes))
-        return range(start, start + episodes)
-
-    def take_evaluation(self) -> Evaluation | None:
-        """Return a finished evaluation, None if there is none; its tickets are consumed herewith."""
-        done = next((request for request in self.requests if request.missing == 0), None)
-        if done is None:
-            return None
-        episodes = self._episodes["evaluate"]
-        numbers = [number for number in range(done.start, done.stop) if number in episodes]
-        self.evaluate.consume(numbers)
-        self.requests.remove(done)
-        return Evaluation(
-            done.version, done.start, done.stop, tuple(episodes.pop(number) for number in numbers)
-        )
 
     def pinned_versions(self) -> set[int]:
         """Return the versions whose weights must be kept, to be sent or played under."""
         oldest = self.version - self.config.max_lag if self.config.exact else self.version
-        return {*range(max(0, oldest), self.version + 1), *(request.version for request in self.requests)}
+        return {*range(max(0, oldest), self.version + 1), *self.evaluations.versions()}
 
     def take_discards(self) -> list[str]:
-        """Return one line per newly discarded ticket, and close what their going makes whole."""
+        """Return one line per newly discarded ticket, and count them towards what waited for them."""
         lines = []
         for book in self.books.values():
             for ticket, reason in book.discards:
                 lines.append(f"ticket {ticket} is discarded: {reason}")
-                self._settled(ticket.sequence, ticket.number)
+                self._destination(ticket.sequence).settle(ticket.number)
             book.discards.clear()
         return lines
 
@@ -254,10 +169,6 @@ class TicketOffice:
         for number in list(self.evaluate.open):
             self.evaluate.discard(number, "learner restarted")
         self.evaluate.discards.clear()
-        for numbers in self.train.account.discarded.values():
-            for number in numbers:
-                self._settled_of_batch[number // self.config.episodes_per_update] += 1
-        self._close()
 
     def _judge(self, episode: Episode, invalid: str) -> Delivery:
         sequence, number = episode.ticket.sequence, episode.ticket.number
@@ -285,37 +196,11 @@ class TicketOffice:
         return max(0, allowed - (self.train.account.issued - self._replaced()))
 
     def _evaluation_room(self) -> int:
-        planned = self._planned() - self.evaluate.account.issued
-        if self.train.account.issued - self._replaced() >= self.config.planned_episodes:
-            return planned
-        playing = len(self.evaluate.open) - len(self._episodes["evaluate"])
-        return max(0, min(planned, self.evaluation_cap - playing))
-
-    def _planned(self) -> int:
-        return max([self.evaluate.account.issued, *(request.stop for request in self.requests)])
+        issued = self.train.account.issued - self._replaced()
+        return self.evaluations.room(train_is_issued=issued >= self.config.planned_episodes)
 
     def _replaced(self) -> int:
         return self.train.account.discards if self.config.order == "arrival" else 0
 
-    def _settled(self, sequence: SequenceName, number: int) -> None:
-        """Count a ticket that is received or discarded towards its batch, or its evaluation."""
-        if sequence == "evaluate":
-            for request in self.requests:
-                request.missing -= request.start <= number < request.stop
-            return
-        self._settled_of_batch[number // self.config.episodes_per_update] += 1
-        self._close()
-
-    def _close(self) -> None:
-        """Close every batch that is whole."""
-        size, received = self.config.episodes_per_update, self._episodes["train"]
-        if self.config.order == "arrival":
-            while len(self._arrived) >= size:
-                self._closed.append(sorted(self._arrived[:size]))
-                del self._arrived[:size]
-            return
-        while self._settled_of_batch[self._next_batch] == size:
-            first = self._next_batch * size
-            self._closed.append([number for number in range(first, first + size) if number in received])
-            del self._settled_of_batch[self._next_batch]
-            self._next_batch += 1
+    def _destination(self, sequence: SequenceName) -> BatchQueue | EvaluationRequests:
+        return self.batches if sequence == "train" else self.evaluations

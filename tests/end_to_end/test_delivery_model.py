@@ -161,7 +161,7 @@ class World:
         """Let the learner's loop go round once."""
         if self.learner is None:
             return
-        while (batch := self.learner.take_batch()) is not None:
+        while (batch := self.learner.office.batches.take()) is not None:
             self.batches.append(batch)
         unread = {worker.session for worker in self.workers.values() if worker.connected and worker.up}
         heard = {session for session in unread if not self.learner.roster.lost(session)}
@@ -175,7 +175,7 @@ class World:
             case LearnerSend(session, message):
                 self.send_down(learner, session, message)
             case SendSnapshot(session, version):
-                assert version in learner.pinned_versions()
+                assert version in learner.office.pinned_versions()
                 self.send_down(learner, session, self.weights_of(version))
             case StopRun(reason):
                 self.stop_reason = reason

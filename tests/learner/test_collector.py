@@ -159,7 +159,7 @@ def test_what_ended_the_thread_is_what_its_users_are_told(learner: Learner) -> N
     def fail() -> None:
         raise OSError("the disk is on fire")
 
-    learner.registry.take_batch = fail  # type: ignore[method-assign]  # anything unforeseen
+    learner.registry.office.batches.take = fail  # type: ignore[method-assign]  # anything unforeseen
     learner.collector._thread.join(DEADLINE_SECONDS)
     for ask in (learner.collector.snapshot, lambda: learner.collector.next_batch(0.1)):
         with pytest.raises(OSError, match="on fire"):

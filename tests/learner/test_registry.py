@@ -123,7 +123,7 @@ class Fleet:
 
     def update(self) -> None:
         """Train on the next batch."""
-        assert self.registry.take_batch() is not None
+        assert self.registry.office.batches.take() is not None
         self.registry.publish(self.registry.office.version + 1)
 
     def state(self, session: str = "a") -> str:
@@ -857,7 +857,7 @@ def test_no_worker_can_break_the_books(
                 fleet.registry.undeliverable(session)
             case "later":
                 fleet.now += number / 4
-        if fleet.registry.take_batch() is not None:
+        if fleet.registry.office.batches.take() is not None:
             fleet.registry.publish(fleet.registry.office.version + 1)
         fleet.tick(drained=number % 2 == 0)
         assert fleet.registry.office.check() == []

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from learner.evaluation_requests import Evaluation
 from learner.selection import Selection, best_version
-from learner.tickets import Evaluation
 from protocol.errors import UserError
 from protocol.messages import Arrays, Episode, Version
 from protocol.specs import EnvironmentSpec, Spaces

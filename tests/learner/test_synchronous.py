@@ -13,13 +13,13 @@ import pytest
 import zmq
 
 from learner.config import PPOConfig, RunConfig
+from learner.evaluation_requests import Evaluation
 from learner.inference import Actor
 from learner.models import policy_spec
 from learner.registry import Registry
 from learner.step_hook import Hook, Round
 from learner.step_record import StepRecorder, read_record
 from learner.synchronous import NOT_REPRODUCIBLE, SynchronousCollector
-from learner.tickets import Evaluation
 from protocol.codec import encode
 from protocol.messages import Arrays, Episode, Stepped, Version, Welcome
 from protocol.sockets.learner import bind_learner
