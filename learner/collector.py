@@ -237,13 +237,13 @@ class Collector:
         """Carry out what the list of keys and the conduct of their owners bring about."""
         if changes := access.read_again(now):
             for key in changes.revoked:
-                self._registry.expel(key.public, f"the key {key.name} was revoked", now)
+                self._registry.membership.expel(key.public, f"the key {key.name} was revoked", now)
             if changes.reopen:
                 self._reopen_due, self._may_reopen_at = True, now
         for public, why in access.conduct.take_verdicts():
             access.expel(public)
             logger.warning("key %s is expelled: %s", access.name(public), why)
-            self._registry.expel(public, f"its key is expelled: {why}", now)
+            self._registry.membership.expel(public, f"its key is expelled: {why}", now)
             self._reopen_due = True
         if self._reopen_due and now >= self._may_reopen_at:
             self._reopen_due, self._may_reopen_at = False, now + REOPEN_PAUSE_SECONDS
@@ -298,13 +298,13 @@ class Collector:
                 self._connections.traffic.count(frame)
             match message:
                 case Hello():
-                    self._registry.hello(message, now, key)
+                    self._registry.membership.hello(message, now, key)
                 case Heartbeat():
-                    self._registry.heartbeat(message, now)
+                    self._registry.membership.heartbeat(message, now)
                 case SnapshotRequest():
                     self._registry.snapshot_request(message, now)
                 case Goodbye():
-                    self._registry.goodbye(message, now)
+                    self._registry.membership.goodbye(message, now)
                 case LogLines():
                     self._queries.log_lines(message)
                 case Query() | Command() | LogRequest():
@@ -374,7 +374,8 @@ class Collector:
                     try:
                         self._send(session, self._encoded(message))
                     except ProtocolError as error:
-                        self._registry.refuse(session, f"no message holds what it must be told: {error}", now)
+                        reason = f"no message holds what it must be told: {error}"
+                        self._registry.membership.refuse_by_name(session, reason, now)
                 case SendSnapshot(session, version):
                     if version in self._frames:  # else a newer one was published since it was asked for
                         self._send(session, self._frames[version])
@@ -395,7 +396,7 @@ class Collector:
 
     def _send(self, session: str, frame: bytes) -> None:
         if not self._connections.send(session, frame):
-            self._registry.undeliverable(session)
+            self._registry.membership.undeliverable(session)
 
     def _keep(self, version: int, arrays: Arrays) -> None:
         """Keep a version's frame for snapshots, and publish it if it is the newest."""

@@ -307,7 +307,7 @@ class SynchronousCollector(Collector):
             self._dry = False
 
     def _refuse(self, host: str, fault: str) -> None:
-        self._post(lambda: self._registry.refuse(host, fault, time.monotonic()))
+        self._post(lambda: self._registry.membership.refuse_by_name(host, fault, time.monotonic()))
 
     def _note_rejected(self, error: ProtocolError) -> None:
         self._connections.reject("step", error)

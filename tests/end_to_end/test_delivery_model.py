@@ -187,7 +187,7 @@ class World:
             self.check_grants(learner, message)
         worker = self.workers.get(session)
         if worker is None or not worker.connected:
-            learner.undeliverable(session)
+            learner.membership.undeliverable(session)
         else:
             worker.down.append(message)
 
@@ -295,13 +295,13 @@ class World:
             message = worker.up.popleft()
             match message:
                 case Hello() as hello:
-                    self.learner.hello(hello, self.now)
+                    self.learner.membership.hello(hello, self.now)
                 case Heartbeat() as heartbeat:
-                    self.learner.heartbeat(heartbeat, self.now)
+                    self.learner.membership.heartbeat(heartbeat, self.now)
                 case SnapshotRequest() as request:
                     self.learner.snapshot_request(request, self.now)
                 case Goodbye() as goodbye:
-                    self.learner.goodbye(goodbye, self.now)
+                    self.learner.membership.goodbye(goodbye, self.now)
             if isinstance(message, Hello | Heartbeat):
                 books = self.learner.office.books
                 listed = tickets_in(message.holdings)

@@ -22,6 +22,7 @@ from learner.book import Book
 from learner.hands import Hand
 from learner.ledger import Delivery as Verdict
 from learner.ledger import Lineage
+from learner.membership import Membership as Members
 from learner.registry import Registry
 from learner.tickets import TicketOffice
 from protocol.messages import Built, Version, Weights
@@ -283,7 +284,7 @@ RULES: list[Rule] = [
     ("what a lost worker had is issued again", Patient, Book, "lose", nothing),
     ("what a leaving worker had is issued again", Patient, Book, "leave", nothing),
     ("nobody is lost whose messages are unread", Delivery, Registry, "tick", look_though_unread),
-    ("who is not known says hello again", Patient, Registry, "_known", nothing),
+    ("who is not known says hello again", Patient, Members, "known", nothing),
     # Whatever breaks
     ("failures count", Delivery, Book, "count_failure", nothing),
     ("losses count", Delivery, Book, "count_loss", nothing),

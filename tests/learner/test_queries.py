@@ -28,7 +28,8 @@ class Desk:
         self.queries = Queries(self.registry, lambda now: {"rejected": {}})
         for number in range(1, workers + 1):
             label = f"label-{number}"
-            self.registry.hello(Hello(f"session-{number}", "host", number, 1, "0.1.0", label=label), 0.0)
+            hello = Hello(f"session-{number}", "host", number, 1, "0.1.0", label=label)
+            self.registry.membership.hello(hello, 0.0)
         self.registry.tick(0.0, True)
 
     def ask(self, message: Query | Command | LogRequest, now: float = 0.0) -> None:

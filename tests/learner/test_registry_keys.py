@@ -70,14 +70,14 @@ class Fleet:
 
     def hello(self, session: str, slots: int = 2, **places: set[int]) -> None:
         hello = Hello(session, "host", 1, slots, "1.0", holdings=holdings(places))
-        self.registry.hello(hello, self.now, KEYS[session])
+        self.registry.membership.hello(hello, self.now, KEYS[session])
 
     def beat(
         self, session: str, answer: int = 0, failures: tuple[Failure, ...] = (), **places: set[int]
     ) -> None:
         self.beats += 1
         held = holdings(places, failures)
-        self.registry.heartbeat(
+        self.registry.membership.heartbeat(
             Heartbeat(session, self.beats, self.incarnation, answer, "ready", held, built=BUILT), self.now
         )
 
@@ -242,7 +242,7 @@ def test_misdeeds_are_counted(deed: Any, offence: str) -> None:
 def test_expelled_workers_are_refused_and_their_tickets_go_to_others() -> None:
     fleet = Fleet()
     held = fleet.join("m")
-    fleet.registry.expel(MALLORY, "enough", fleet.now)
+    fleet.registry.membership.expel(MALLORY, "enough", fleet.now)
     told = [one.message for one in fleet.tick() if isinstance(one, Send)]
     assert told == [Refuse("enough")]
     assert held <= fleet.join("a", slots=8)
@@ -258,7 +258,7 @@ def test_requests_for_versions_that_nobody_has_are_not_kept() -> None:
 
 def test_without_keys_nothing_is_counted_and_any_first_copy_counts() -> None:
     fleet = Fleet()
-    fleet.registry.hello(Hello("a", "host", 1, 2, "1.0"), fleet.now)
+    fleet.registry.membership.hello(Hello("a", "host", 1, 2, "1.0"), fleet.now)
     fleet.beat("a")
     [number, *_] = sorted(granted(fleet.tick(), "a"))
     assert fleet.offences == []

@@ -60,6 +60,7 @@ HEARS_THE_NETWORK = (
     "learner/collector.py",
     "learner/connections.py",
     "learner/episode_fault.py",
+    "learner/membership.py",
     "learner/queries.py",
     "learner/registry.py",
     "learner/roster.py",
