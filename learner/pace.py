@@ -61,3 +61,23 @@ class IssueTimes:
         """Return when a ticket was issued; None for one that was before this count began."""
         place = bisect_right(self._counts, number)
         return self._times[place] if 0 < place < len(self._times) else None
+
+
+class IssueSpan:
+    """When the first train ticket of a run was issued, and when all were; in this life of the learner."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+        self._last: float | None = None
+
+    def note(self, any_issued: bool, all_issued: bool, now: float) -> None:
+        """Note whether tickets have been issued by now."""
+        if any_issued and self._first is None:
+            self._first = now
+        if all_issued and self._last is None:
+            self._last = now
+
+    def seconds(self, now: float) -> dict[str, float | None]:
+        """Return how long ago that was; None where it has not been."""
+        moments = {"since_first": self._first, "since_last": self._last}
+        return {name: None if moment is None else now - moment for name, moment in moments.items()}

@@ -164,6 +164,17 @@ class FleetStatus:
         return {**plain, "workers": workers}
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the trainer's thread may see of the I/O thread's state."""
+
+    status: FleetStatus
+    evaluated: int
+    """First copies of evaluate episodes."""
+    rejected: int
+    """Frames that were no valid message."""
+
+
 def page(sessions: Sequence[Session], first: int) -> tuple[list[Session], int]:
     """Return the sessions of one report, from this number on, and with which the next begins; 0 if none."""
     later = [session for session in sessions if session.number >= first]

@@ -61,7 +61,8 @@ class SynchronousCollector(Collector):
         self._step_is_closed = threading.Event()
         welcome, config = registry.welcome, registry.config
         slots = config.n_envs
-        self._incarnation, self._max_steps = welcome.incarnation, self._spaces.max_episode_steps
+        spaces = welcome.environment.spaces
+        self._incarnation, self._max_steps = welcome.incarnation, spaces.max_episode_steps
         self._recorder, self._hook, self._rounds = recorder, hook, 0
         self._barrier_seconds = self._round_began = 0.0
         self._steps = 0
@@ -81,7 +82,7 @@ class SynchronousCollector(Collector):
             sockets.step,
             welcome.incarnation,
             slots,
-            self._spaces,
+            spaces,
             reset_of=self._open.reset,
             ready=lambda: self._hosts,
             watchers=Watchers(
@@ -214,7 +215,7 @@ class SynchronousCollector(Collector):
         for slot in slots.tolist():
             terminated = bool(self._barrier.results.terminated[slot])
             version = Version(self._incarnation, self._version)
-            episode = self._open.finish(slot, self._run, version, terminated)
+            episode = self._open.finish(slot, self._registry.welcome.run, version, terminated)
             if name := episode.out_of_range():
                 fault = f"ValueError: the environment's {name} are not all finite numbers within {LARGEST:g}"
                 self._offend(slot, "invalid episode")
@@ -226,7 +227,7 @@ class SynchronousCollector(Collector):
 
         def task() -> None:
             for episode in delivered:
-                self._deliver(episode)
+                self._reception.deliver(episode)
             self._own.delivered()
 
         if delivered:

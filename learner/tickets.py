@@ -58,6 +58,12 @@ class TicketOffice:
         """Return the newest version: the number of updates done."""
         return self.lineage.version
 
+    @property
+    def issued(self) -> int:
+        """Return how many train tickets are issued, without those that later ones replace."""
+        account = self.train.account
+        return account.issued - (account.discards if self.config.order == "arrival" else 0)
+
     def room(self) -> int:
         """Return how many tickets could be issued to workers now."""
         return len(self.train.pool) + len(self.evaluate.pool) + self._gate() + self._evaluation_room()
@@ -193,14 +199,10 @@ class TicketOffice:
     def _gate(self) -> int:
         config = self.config
         allowed = min(self.version + config.max_lag + 1, config.updates) * config.episodes_per_update
-        return max(0, allowed - (self.train.account.issued - self._replaced()))
+        return max(0, allowed - self.issued)
 
     def _evaluation_room(self) -> int:
-        issued = self.train.account.issued - self._replaced()
-        return self.evaluations.room(train_is_issued=issued >= self.config.planned_episodes)
-
-    def _replaced(self) -> int:
-        return self.train.account.discards if self.config.order == "arrival" else 0
+        return self.evaluations.room(train_is_issued=self.issued >= self.config.planned_episodes)
 
     def _destination(self, sequence: SequenceName) -> BatchQueue | EvaluationRequests:
         return self.batches if sequence == "train" else self.evaluations
