@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,34 +18,24 @@ from numpy.typing import NDArray
 
 from learner.access import Access
 from learner.conduct import Offence
+from learner.connections import next_frame
+from learner.orders import Order, Results, stepped_fault
 from learner.slots import NOBODY, deal
 from learner.traffic import Traffic
 from protocol.codec import decode, encode
 from protocol.errors import ProtocolError
 from protocol.messages import Message, Present, SlotReset, Step, Stepped
 from protocol.sockets import Socket
-from protocol.sockets.frames import receive_keyed, receive_nowait, send_nowait
+from protocol.sockets.frames import send_nowait
 from protocol.specs import Spaces
 
 _NONE = np.empty(0, np.int64)
 _TURN_MILLISECONDS = 20
 """Longest wait before looking at who is there again."""
-_MOST_FRAMES, _MOST_DROPPED = 1_000, 20_000
-"""That are read before a look at the round: decoded ones, and ones of who is expelled or over its budget."""
+_MOST_FRAMES = 1_000
+"""That are decoded before a look at the round."""
 _MOST_RESETS = 200
 """Of one frame: each carries an array, and `protocol.schema.Limits` allows 256."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A frame on its way: what a host was sent and has not answered."""
-
-    host: str
-    slots: NDArray[np.int64]
-    """[n], those stepped first, then those reset."""
-    resets: int
-    frame: bytes
-    sent_at: float
 
 
 def _nothing(*_: Any) -> None:
@@ -68,33 +58,6 @@ class Watchers:
     """A host's answer has another shape; the reason."""
     rejected: Callable[[ProtocolError], None] = _nothing
     """A frame that is no valid message, or of no use any more."""
-
-
-@dataclass(slots=True)
-class Results:
-    """What came of the last order of each slot; rows of other slots are old."""
-
-    observations: NDArray[Any]
-    rewards: NDArray[np.float32]
-    terminated: NDArray[np.bool_]
-    truncated: NDArray[np.bool_]
-    digests: NDArray[np.uint32]
-    reset: NDArray[np.bool_]
-    """Whether the slot was reset in this round, and taken through the actions so far."""
-    failures: dict[int, str] = field(default_factory=dict)
-    """By slot, of this round."""
-
-    @classmethod
-    def empty(cls, slots: int, spaces: Spaces) -> Results:
-        """Return the results of no round yet."""
-        return cls(
-            np.zeros((slots, spaces.observation_size), spaces.observation_dtype),
-            np.zeros(slots, np.float32),
-            np.zeros(slots, np.bool_),
-            np.zeros(slots, np.bool_),
-            np.zeros(slots, np.uint32),
-            np.zeros(slots, np.bool_),
-        )
 
 
 class Barrier:
@@ -289,8 +252,9 @@ class Barrier:
     # In
 
     def _hear_all(self) -> None:
+        now = time.monotonic()
         for _ in range(_MOST_FRAMES):
-            if (received := self._receive()) is None:
+            if (received := next_frame(self._socket, self._access, "step", now)) is None:
                 return
             identity, frame, key = received
             self.traffic.count(frame)
@@ -313,17 +277,6 @@ class Barrier:
                     self._access.useful(key, "step", time.monotonic())
             except ProtocolError as error:
                 self._watchers.rejected(error)
-
-    def _receive(self) -> tuple[bytes, bytes, str] | None:
-        """Return the next frame that is to be decoded: (identity, frame, public key)."""
-        if self._access is None:
-            received = receive_nowait(self._socket)
-            return (*received, "") if received else None
-        for _ in range(_MOST_DROPPED):
-            keyed = receive_keyed(self._socket)
-            if keyed is None or self._access.passes(keyed[2], "step", time.monotonic()):
-                return keyed
-        return None
 
     def _offend(self, key: str, offence: Offence) -> None:
         if self._access:
@@ -379,15 +332,3 @@ class Barrier:
                 results.failures[failure.slot] = failure.reason
         self._watchers.answered(order, time.monotonic())
         return True
-
-
-def stepped_fault(answer: Stepped, rows: int, spaces: Spaces) -> str:
-    """Say what is wrong with an answer that should have so many rows; empty if nothing is."""
-    shape, dtype = (rows, spaces.observation_size), np.dtype(spaces.observation_dtype)
-    observations = answer.observations  # all else has fixed dtypes and as many rows, or it would not decode
-    if observations.shape != shape or observations.dtype != dtype:
-        return (
-            f"its observations are {observations.dtype}{list(observations.shape)} in answer {answer.number},"
-            f" the run's {dtype}{list(shape)}"
-        )
-    return ""

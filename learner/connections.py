@@ -13,6 +13,7 @@ from learner.instructions import one_line
 from learner.traffic import Traffic
 from protocol.errors import ProtocolError
 from protocol.messages import Goodbye, Heartbeat, Hello, LogLines, Message, SnapshotRequest
+from protocol.sockets import Socket
 from protocol.sockets.frames import receive_keyed, receive_nowait, send_nowait
 from protocol.sockets.learner import LearnerSockets
 
@@ -20,6 +21,20 @@ logger = logging.getLogger(__name__)
 
 MOST_DROPPED_PER_TURN = 20_000
 """Frames of those who are expelled or over their budget, which cost a few microseconds each."""
+
+
+def next_frame(
+    socket: Socket, access: Access | None, line: Line, now: float
+) -> tuple[bytes, bytes, str] | None:
+    """Return the next frame that is to be decoded, as (identity, frame, public key), if there is one."""
+    if access is None:
+        received = receive_nowait(socket)
+        return (*received, "") if received else None
+    for _ in range(MOST_DROPPED_PER_TURN):
+        keyed = receive_keyed(socket)
+        if keyed is None or access.passes(keyed[2], line, now):
+            return keyed
+    return None
 
 
 class ForeignSession(ProtocolError):
@@ -43,16 +58,9 @@ class Connections:
         self.traffic = Traffic()
 
     def receive(self, line: Line, now: float) -> tuple[bytes, bytes, str] | None:
-        """Return the next frame that is to be decoded, as (identity, frame, public key), if there is one."""
+        """Return the `next_frame` of control or of episodes."""
         socket = self._sockets.control if line == "control" else self._sockets.episodes
-        if self._access is None:
-            received = receive_nowait(socket)
-            return (*received, "") if received else None
-        for _ in range(MOST_DROPPED_PER_TURN):
-            keyed = receive_keyed(socket)
-            if keyed is None or self._access.passes(keyed[2], line, now):
-                return keyed
-        return None
+        return next_frame(socket, self._access, line, now)
 
     def bind(self, message: Message, identity: bytes, key: str) -> None:
         """Let a session belong to the peer that named it first. Raises ProtocolError where another does."""

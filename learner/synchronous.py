@@ -22,13 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.access import Access
-from learner.barrier import Barrier, Order, Watchers
+from learner.barrier import Barrier, Watchers
 from learner.collector import Collector
 from learner.conduct import Offence
 from learner.descriptors import with_room
 from learner.evaluation_requests import Evaluation
 from learner.inference import Actor, fastest_device
 from learner.mailbox import RunStopped, take
+from learner.orders import Order
 from learner.own_tickets import OwnTickets
 from learner.registry import Registry
 from learner.slots import NOBODY, OpenEpisodes

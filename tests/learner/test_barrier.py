@@ -1,4 +1,4 @@
-"""The barrier and the dealing of slots: rounds over real sockets, with hosts that do what hosts may do."""
+"""The barrier: rounds over real sockets, with hosts that do what hosts may do."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import zmq
-from hypothesis import given
-from hypothesis import strategies as st
 
 from learner.barrier import Barrier, Watchers
-from learner.slots import NOBODY, deal
 from protocol.errors import ProtocolError
 from protocol.messages import Query, SlotReset
 from protocol.sockets.frames import send_nowait
@@ -348,32 +345,6 @@ def test_no_fault_of_hosts_changes_what_is_seen(make_game: GameMaker, seed: int)
                     if not host.frozen:
                         host.present()
         game.check()
-
-
-@given(
-    owners=st.lists(st.integers(NOBODY, 4), min_size=1, max_size=30),
-    fixed=st.lists(st.booleans(), min_size=30, max_size=30),
-    present=st.permutations(range(5)).flatmap(lambda p: st.integers(0, 5).map(lambda n: p[:n])),
-)
-def test_dealing_is_even_and_leaves_what_is_fixed(
-    owners: list[int], fixed: list[bool], present: list[int]
-) -> None:
-    hosts, keep = np.array(owners), np.array(fixed[: len(owners)])
-    dealt = deal(hosts, keep, present)
-    if not present:
-        assert (dealt == NOBODY).all()
-        return
-    stays = keep & np.isin(hosts, present)
-    assert (dealt[stays] == hosts[stays]).all()
-    assert np.isin(dealt, present).all()
-    counts = [int((dealt == host).sum()) for host in present]
-    fair = -(-len(owners) // len(present))
-    for host, count in zip(present, counts, strict=True):
-        assert count <= max(fair, int((stays & (hosts == host)).sum()))
-    if not stays.any():
-        assert counts == sorted(counts, reverse=True) and counts[0] - counts[-1] <= 1
-        order = [present.index(host) for host in dealt.tolist()]
-        assert order == sorted(order), "contiguous, in the order of arrival"
 
 
 def test_rejected_messages_are_protocol_errors(game: Game) -> None:
