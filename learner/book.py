@@ -15,46 +15,12 @@ it still has, and revoking one never plays it twice.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from learner.hands import Hand, Listing
 from learner.instructions import one_line
 from learner.ledger import Account
+from learner.open_ticket import Limits, OpenTicket
 from protocol.tickets import SequenceName, Ticket
-
-MOST_FAILURES = 3
-"""A ticket is issued again after its first two failures, and discarded with the third."""
-MOST_STUCK = 3
-"""A ticket that is stuck goes to a second and a third worker, then it is discarded."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much a ticket may cost before it is given up, or, in exact mode, before the run stops."""
-
-    max_losses: int
-    stuck_after_seconds: float
-    stop: bool
-
-
-@dataclass(slots=True)
-class OpenTicket:
-    """One outstanding ticket."""
-
-    holders: list[Hand] = field(default_factory=list)
-    leaving: list[Hand] = field(default_factory=list)
-    received: bool = False
-    failures: int = 0
-    losses: int = 0
-    stuck: int = 0
-    keys: set[str] = field(default_factory=set)
-    """Of the workers that hold it or held it, as far as this learner knows."""
-    inherited: bool = False
-    """Outstanding at a restart, and not granted since: any key may have it."""
-
-    def may_be_of(self, key: str) -> bool:
-        """Say whether the owner of a key may have this ticket."""
-        return not key or self.inherited or not self.keys or key in self.keys
 
 
 class Book:
@@ -187,9 +153,7 @@ class Book:
 
     def count_failure(self, number: int, reason: str, final: bool = False) -> None:
         """Count a failure of an outstanding ticket; the third time, or a final one, and it is discarded."""
-        ticket = self.open[number]
-        ticket.failures += 1
-        if final or ticket.failures >= MOST_FAILURES:
+        if self.open[number].count_failure(final):
             self._give_up(number, reason)
 
     def lose(self, hand: Hand, running: Iterable[int]) -> None:
@@ -200,10 +164,9 @@ class Book:
 
     def count_loss(self, number: int) -> None:
         """Count the loss of a worker against a ticket that it was running, if it is still outstanding."""
-        if ticket := self.open.get(number):
-            ticket.losses += 1
-            if ticket.losses >= self.limits.max_losses:
-                self._give_up(number, "kills workers")
+        ticket = self.open.get(number)
+        if ticket and ticket.count_loss(self.limits):
+            self._give_up(number, "kills workers")
 
     def leave(self, hand: Hand, outbox: Iterable[int] = (), until: float = 0.0) -> None:
         """Issue again what a gone worker held; episodes of its outbox may still arrive `until` then."""
@@ -243,23 +206,19 @@ class Book:
     def count_stuck(self, number: int) -> None:
         """Count that no holder of a ticket makes progress; the third time it is discarded."""
         ticket = self.open[number]
-        ticket.stuck += 1
+        too_often = ticket.count_stuck()
         self._place(number, ticket)
-        if ticket.stuck >= MOST_STUCK:
+        if too_often:
             self._give_up(number, "stuck")
 
     def strikes(self) -> list[list[int]]:
         """Return [number, failures, losses, stuck] of each ticket with any, for a checkpoint."""
-        counts = (
-            [number, ticket.failures, ticket.losses, ticket.stuck] for number, ticket in self.open.items()
-        )
-        return [count for count in counts if any(count[1:])]
+        return [[number, *ticket.strikes] for number, ticket in self.open.items() if any(ticket.strikes)]
 
     def recall_strikes(self, strikes: Iterable[Iterable[int]]) -> None:
         """Take over what `strikes` returned before a restart."""
         for number, failures, losses, stuck in strikes:
-            ticket = self.open[number]
-            ticket.failures, ticket.losses, ticket.stuck = failures, losses, stuck
+            self.open[number].strikes = failures, losses, stuck
 
     def check(self) -> list[str]:
         """Return the violations of "each outstanding ticket is in exactly one place", in words."""
