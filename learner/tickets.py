@@ -17,7 +17,8 @@ from learner.batch_queue import BatchQueue
 from learner.book import Book
 from learner.config import RunConfig
 from learner.evaluation_requests import EVALUATION_CAP, EvaluationRequests
-from learner.ledger import Delivery, Ledger, Lineage
+from learner.ledger import Delivery, Ledger
+from learner.lineage import Lineage
 from learner.open_ticket import Limits
 from protocol.messages import Episode, Grant
 from protocol.ranges import to_ranges

@@ -21,7 +21,7 @@ from hypothesis.stateful import invariant, run_state_machine_as_test
 from learner.book import Book
 from learner.hands import Hand
 from learner.ledger import Delivery as Verdict
-from learner.ledger import Lineage
+from learner.lineage import Lineage
 from learner.membership import Membership as Members
 from learner.registry import Registry
 from learner.tickets import TicketOffice

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from learner.pace import IssueTimes, Pace
+from learner.pace import IssueSpan, IssueTimes, Pace
 
 
 def test_a_pace_is_that_of_the_last_seconds() -> None:
@@ -48,3 +48,13 @@ def test_many_issue_times_take_bounded_memory_and_the_older_are_the_coarser() ->
     for number in (0, 1_000, 25_000, 49_998):
         issued = times.of(number)
         assert issued is not None and number < issued <= number + 0.02 * (50_000 - number) + 2
+
+
+def test_the_span_of_issuing_is_told_from_its_ends() -> None:
+    span = IssueSpan()
+    span.note(False, False, 1.0)
+    assert span.seconds(2.0) == {"since_first": None, "since_last": None}
+    span.note(True, False, 3.0)
+    span.note(True, True, 5.0)
+    span.note(True, True, 7.0)
+    assert span.seconds(9.0) == {"since_first": 6.0, "since_last": 4.0}
