@@ -23,20 +23,6 @@ MOST_DROPPED_PER_TURN = 20_000
 """Frames of those who are expelled or over their budget, which cost a few microseconds each."""
 
 
-def next_frame(
-    socket: Socket, access: Access | None, line: Line, now: float
-) -> tuple[bytes, bytes, str] | None:
-    """Return the next frame that is to be decoded, as (identity, frame, public key), if there is one."""
-    if access is None:
-        received = receive_nowait(socket)
-        return (*received, "") if received else None
-    for _ in range(MOST_DROPPED_PER_TURN):
-        keyed = receive_keyed(socket)
-        if keyed is None or access.passes(keyed[2], line, now):
-            return keyed
-    return None
-
-
 class ForeignSession(ProtocolError):
     """A peer has named a session of another key."""
 
@@ -100,3 +86,17 @@ class Connections:
         if count == 10 ** (len(str(count)) - 1):
             reason = one_line(str(error))
             logger.warning("dropped invalid message number %d on the %s port: %s", count, socket, reason)
+
+
+def next_frame(
+    socket: Socket, access: Access | None, line: Line, now: float
+) -> tuple[bytes, bytes, str] | None:
+    """Return the next frame that is to be decoded, as (identity, frame, public key), if there is one."""
+    if access is None:
+        received = receive_nowait(socket)
+        return (*received, "") if received else None
+    for _ in range(MOST_DROPPED_PER_TURN):
+        keyed = receive_keyed(socket)
+        if keyed is None or access.passes(keyed[2], line, now):
+            return keyed
+    return None

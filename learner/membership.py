@@ -144,7 +144,7 @@ class Membership:
         if known := self._roster.get(session):
             known.reachable = False
 
-    # What others decide
+    # Refused or lost
 
     def refuse(self, session: Session, reason: str, now: float, *, log: bool = True) -> None:
         """Refuse a worker for good; what it held is issued again."""

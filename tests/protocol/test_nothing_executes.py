@@ -61,6 +61,7 @@ HEARS_THE_NETWORK = (
     "learner/connections.py",
     "learner/episode_fault.py",
     "learner/membership.py",
+    "learner/orders.py",
     "learner/queries.py",
     "learner/reception.py",
     "learner/registry.py",
