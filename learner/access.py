@@ -52,8 +52,9 @@ class Access:
         return self.admits(public) and self.conduct.spend(public, line, now)
 
     def offend(self, public: str, offence: Offence, now: float, times: float = 1.0) -> None:
-        """Count something against a key."""
-        self.conduct.offend(public, offence, now, times)
+        """Count something against a key; against none that is not, or no longer, on the list."""
+        if public in self._keys:
+            self.conduct.offend(public, offence, now, times)
 
     def useful(self, public: str, line: Line, now: float) -> None:
         """Count a frame in favour of a key."""

@@ -24,14 +24,17 @@ class BatchQueue:
         self._arrived: list[int] = []
         """Received tickets of no whole batch, in arrival order."""
         self._settled: Counter[int] = Counter()
-        """Tickets received or discarded, by batch."""
+        """Tickets received or discarded, by batch; in started order."""
         self._next = first
         self._whole: deque[list[int]] = deque()
         """Tickets of the batches that are whole and not consumed."""
         self.taken = 0
         """How many of those the trainer has."""
-        for numbers in book.account.discarded.values():
-            self._settled.update(number // self._size for number in numbers)
+        if self._order == "started":
+            discarded = (
+                number // self._size for numbers in book.account.discarded.values() for number in numbers
+            )
+            self._settled.update(batch for batch in discarded if batch >= first)
         self._close()
 
     @property
@@ -63,7 +66,8 @@ class BatchQueue:
 
     def settle(self, number: int) -> None:
         """Count a ticket that is received or discarded towards its batch."""
-        self._settled[number // self._size] += 1
+        if self._order == "started":
+            self._settled[number // self._size] += 1
         self._close()
 
     def take(self) -> list[Episode] | None:

@@ -78,7 +78,7 @@ class Connections:
         self, socket: str, error: ProtocolError, key: str = "", offence: Offence = "no valid message"
     ) -> None:
         """Count a bad message; say so the 1st, 10th, 100th time, so that a flood cannot fill the disk."""
-        if self._access and key:
+        if self._access:
             foreign = isinstance(error, ForeignSession)
             self._access.offend(key, "another key's session" if foreign else offence, time.monotonic())
         self.rejected[socket] += 1

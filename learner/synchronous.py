@@ -14,8 +14,9 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -203,8 +204,7 @@ class SynchronousCollector(Collector):
         ended = results.terminated[stepped] | results.truncated[stepped]
         ended |= episodes.steps[stepped] >= self._max_steps
         self._deliver_all(stepped[ended])
-        retried = [self._failed(slot, results.failures[slot]) for slot in failed]
-        self._tickets.extendleft(reversed([ticket for ticket in retried if ticket]))
+        self._fail([(slot, results.failures[slot]) for slot in failed])
         for slot in strange:
             self._discard(slot)
         for slot in (*failed, *strange):
@@ -212,7 +212,7 @@ class SynchronousCollector(Collector):
 
     def _deliver_all(self, slots: NDArray[np.int64]) -> None:
         """Hand the episodes that ended over to the I/O thread."""
-        delivered = []
+        delivered, failed = [], []
         for slot in slots.tolist():
             terminated = bool(self._barrier.results.terminated[slot])
             version = Version(self._incarnation, self._version)
@@ -220,10 +220,11 @@ class SynchronousCollector(Collector):
             if name := episode.out_of_range():
                 fault = f"ValueError: the environment's {name} are not all finite numbers within {LARGEST:g}"
                 self._offend(slot, "invalid episode")
-                if again := self._failed(slot, fault):
-                    self._tickets.appendleft(again)
+                failed.append((slot, fault))
             else:
                 delivered.append(episode)
+        self._fail(failed)
+        for slot in slots.tolist():
             self._free(slot)
 
         def task() -> None:
@@ -235,14 +236,17 @@ class SynchronousCollector(Collector):
             self._dry = False
             self._post(task)
 
-    def _failed(self, slot: int, reason: str) -> tuple[Ticket, int] | None:
-        """Count a failure; return the ticket if it is to be played again."""
-        ticket = self._open.ticket(slot)
-        logger.error("ticket %s failed in slot %d: %s", ticket, slot, reason)
-        self._offend(slot, "failed ticket")
-        again = self._mailbox.ask(lambda: self._own.failed(ticket, reason)).result()
-        self._dry = False
-        return (ticket, self._version) if again else None
+    def _fail(self, failures: Sequence[tuple[int, str]]) -> None:
+        """Count failures, (slot, reason) each; the tickets to be played again come next, in order."""
+        again = []
+        for slot, reason in failures:
+            ticket = self._open.ticket(slot)
+            logger.error("ticket %s failed in slot %d: %s", ticket, slot, reason)
+            self._offend(slot, "failed ticket")
+            if self._mailbox.ask(partial(self._own.failed, ticket, reason)).result():
+                again.append((ticket, self._version))
+            self._dry = False
+        self._tickets.extendleft(reversed(again))
 
     def _offend(self, slot: int, offence: Offence) -> None:
         """Count something against the key of a slot's host."""
