@@ -19,7 +19,7 @@ from protocol.sockets.worker import redial
 from protocol.specs import EnvironmentSpec
 from protocol.tickets import environment_seed
 from rollout_worker.environments import registry
-from rollout_worker.environments.delays import DelayedSlots
+from rollout_worker.environments.delayed_slots import DelayedSlots
 from rollout_worker.environments.slots import RAISED, SlotEnvironments, SlotFailures, StepResult
 from rollout_worker.player import failure_reason, without_greedy
 

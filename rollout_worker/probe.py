@@ -13,7 +13,7 @@ from protocol.errors import FleetError
 from protocol.messages import Arrays, Failure, Version
 from protocol.specs import EnvironmentSpec, PolicySpec
 from protocol.tickets import Ticket, action_uniforms
-from rollout_worker.environments.delays import DelayedSlots
+from rollout_worker.environments.delayed_slots import DelayedSlots
 from rollout_worker.environments.slots import SlotEnvironments
 from rollout_worker.player import Player, Step
 from rollout_worker.policy import Policy

@@ -14,21 +14,17 @@ from __future__ import annotations
 
 import math
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from itertools import count
-from statistics import NormalDist
-from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from protocol.errors import UserError
 from protocol.tickets import action_uniforms, mix64
-from rollout_worker.environments.slots import SlotEnvironments, StepResult
+from rollout_worker.environments.delay_laws import Exponential, Law, Lognormal, TwoPoint
 
 FORMS = (
     "constant:TIME, straggler:TIME,TIME,PROBABILITY, exponential:TIME or lognormal:TIME,SIGMA "
@@ -40,120 +36,6 @@ _MOST_SECONDS, _MOST_SIGMA, _MOST_FACTOR = 3600.0, 5.0, 1000.0
 _DELAY_STREAM = np.uint64(0xD1B54A32D192ED03)
 """Sets the delays' keys apart from the seeds they are made of."""
 _BLOCK_STEPS = 128
-_NORMAL = NormalDist()
-
-
-class Law(Protocol):
-    """A distribution of seconds."""
-
-    @property
-    def mean_seconds(self) -> float:
-        """Its mean."""
-        ...
-
-    @property
-    def variance(self) -> float:
-        """Its variance in seconds²."""
-        ...
-
-    def quantile(self, uniforms: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the inverse of the distribution function at uniforms in [0, 1), in seconds."""
-        ...
-
-    def survival(self, seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the probability of more than so many seconds."""
-        ...
-
-    def edges(self) -> NDArray[np.float64]:
-        """Return ascending seconds from where `survival` is 1 to where it is 0; smooth in between."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class TwoPoint:
-    """`usual` seconds, and `rare` seconds with a probability."""
-
-    usual: float
-    rare: float
-    probability: float
-
-    @property
-    def mean_seconds(self) -> float:
-        """Its mean."""
-        return self.usual + self.probability * (self.rare - self.usual)
-
-    @property
-    def variance(self) -> float:
-        """Its variance in seconds²."""
-        return self.probability * (1 - self.probability) * (self.rare - self.usual) ** 2
-
-    def quantile(self, uniforms: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the rare seconds for the largest uniforms."""
-        return np.where(uniforms < 1 - self.probability, self.usual, self.rare)
-
-    def survival(self, seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the weight of what is above."""
-        return (1 - self.probability) * (seconds < self.usual) + self.probability * (seconds < self.rare)
-
-    def edges(self) -> NDArray[np.float64]:
-        """Return both points."""
-        return np.sort([self.usual, self.rare])
-
-
-@dataclass(frozen=True, slots=True)
-class Exponential:
-    """The memoryless law."""
-
-    mean_seconds: float
-
-    @property
-    def variance(self) -> float:
-        """Its variance in seconds²."""
-        return self.mean_seconds**2
-
-    def quantile(self, uniforms: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return -mean log(1 - u)."""
-        return -self.mean_seconds * np.log1p(-uniforms)
-
-    def survival(self, seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return exp(-x / mean)."""
-        return np.exp(-seconds / self.mean_seconds)
-
-    def edges(self) -> NDArray[np.float64]:
-        """Return a geometric grid; exp(-80) is left out beyond it."""
-        return self.mean_seconds * np.geomspace(1e-20, 80, 257)
-
-
-@dataclass(frozen=True, slots=True)
-class Lognormal:
-    """Its logarithm is normal with deviation `sigma`."""
-
-    mean_seconds: float
-    sigma: float
-
-    @property
-    def variance(self) -> float:
-        """Its variance in seconds²."""
-        return self.mean_seconds**2 * math.expm1(self.sigma**2)
-
-    def quantile(self, uniforms: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return exp(mu + sigma z); a uniform of 0 counts as 2^-54."""
-        normal = [_NORMAL.inv_cdf(max(uniform, 2.0**-54)) for uniform in uniforms.tolist()]
-        return self._median * np.exp(self.sigma * np.array(normal))
-
-    def survival(self, seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the normal law's upper tail at log(x / median) / sigma."""
-        with np.errstate(divide="ignore"):
-            depth = np.log(seconds / self._median) / (self.sigma * math.sqrt(2))
-        return np.array([0.5 * math.erfc(value) for value in depth.tolist()])
-
-    def edges(self) -> NDArray[np.float64]:
-        """Return a grid of 12 deviations to either side."""
-        return self._median * np.exp(self.sigma * np.linspace(-12, 12, 257))
-
-    @property
-    def _median(self) -> float:
-        return self.mean_seconds * math.exp(-(self.sigma**2) / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,65 +106,6 @@ def parse(text: str) -> StepDelay:
     slow = parts.pop() if parts and parts[-1].startswith("slow=") else ""
     share, factor = _slow(text, slow) if slow else (Fraction(0), 1.0)
     return StepDelay(_law(text, name, parts), share, factor, blocking)
-
-
-class DelayedSlots:
-    """Environments whose steps take the time of a `StepDelay`.
-
-    Scheduled: `step` returns at once what is to be looked at from `ready_at` of its slot on. Blocking: it
-    sleeps for the sum of its slots' delays, one environment after the other. A reset makes a slot ready:
-    whoever abandons an episode does not wait for its last step.
-    """
-
-    def __init__(
-        self,
-        inner: SlotEnvironments,
-        delay: StepDelay,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self.inner, self.delay = inner, delay
-        self.slots, self.observation_size = inner.slots, inner.observation_size
-        self.observation_dtype, self.actions = inner.observation_dtype, inner.actions
-        self.masked, self.max_episode_steps = inner.masked, inner.max_episode_steps
-        self.numbers = list(range(inner.slots))
-        """By which numbers slots are slow or not: their own, or those that a learner knows them by."""
-        self._ready_at = np.zeros(inner.slots)
-        self.ready_at = None if delay.blocking else self._ready_at
-        """Times of `clock` [slots]; None while blocking."""
-        self._draws: list[Iterator[float]] = [iter(())] * inner.slots
-        self._clock, self._sleep = clock, sleep
-
-    def reset(
-        self, slots: NDArray[np.int64], seeds: NDArray[np.uint64], scenarios: Sequence[Mapping[str, Any]]
-    ) -> NDArray[Any]:
-        """Begin an episode, without delay, in each of `slots` [k]."""
-        for slot, seed in zip(slots.tolist(), seeds.tolist(), strict=True):
-            self._draws[slot] = self.delay.draws(seed, self.numbers[slot])
-        self._ready_at[slots] = 0.0
-        return self.inner.reset(slots, seeds, scenarios)
-
-    def step(self, slots: NDArray[np.int64], actions: NDArray[np.int64]) -> StepResult:
-        """Advance each of `slots` [k] by its action [k]."""
-        try:
-            return self.inner.step(slots, actions)
-        finally:
-            delays = [next(self._draws[slot]) for slot in slots.tolist()]
-            if self.delay.blocking:
-                self._sleep(sum(delays))
-            else:
-                # From now, not from the time the slot was ready: an environment cannot start its next step
-                # before somebody has looked at the last one. What a worker oversleeps is lost, as in earnest.
-                self._ready_at[slots] = np.add(delays, self._clock())
-
-    def wait(self, slots: NDArray[np.int64]) -> None:
-        """Return when the steps of all these slots are over."""
-        while len(slots) and (left := float(self._ready_at[slots].max()) - self._clock()) > 0:
-            self._sleep(left)
-
-    def close(self) -> None:
-        """Close the environments."""
-        self.inner.close()
 
 
 def _law(text: str, name: str, arguments: list[str]) -> Law:

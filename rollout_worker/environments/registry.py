@@ -12,6 +12,7 @@ import gymnasium
 from protocol.errors import UserError
 from protocol.specs import EnvironmentSpec, Spaces
 from rollout_worker.environments import delays, gymnasium_slots
+from rollout_worker.environments.delayed_slots import DelayedSlots
 from rollout_worker.environments.slots import SlotEnvironments
 
 Options = Mapping[str, Any]
@@ -55,7 +56,7 @@ def build(spec: EnvironmentSpec, slots: int) -> SlotEnvironments:
                 f"environment {spec.name} has {name} {found} here, {wanted} where the policy was trained: "
                 "use the release and the options that it was trained with"
             )
-    return delays.DelayedSlots(environments, slow) if slow else environments
+    return DelayedSlots(environments, slow) if slow else environments
 
 
 def _describe_cage2(name: str, options: Options, episode_length: int) -> Spaces:
