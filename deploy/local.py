@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from deploy.access import KEY_VARIABLE
+from deploy.backoff import pause_seconds
 from learner.progress import Progress
 from protocol.errors import UserError
 
@@ -32,8 +33,6 @@ GRACE_SECONDS = 1.5
 
 _POLL_SECONDS = 0.1
 _HEALTHY_SECONDS = 5.0
-_FIRST_BACKOFF_SECONDS = 0.5
-_LONGEST_BACKOFF_SECONDS = 30.0
 _DEATHS_IN_VAIN = 3
 
 
@@ -169,8 +168,7 @@ class LocalWorkers:
             place.status, place.process = place.process.returncode, None
             place.lived = now - place.started
             place.deaths_in_vain += 1
-            pause = min(_FIRST_BACKOFF_SECONDS * 2**place.deaths_in_vain, _LONGEST_BACKOFF_SECONDS)
-            place.start_at = now + pause
+            place.start_at = now + pause_seconds(place.deaths_in_vain)
             if place.status and not self._over:
                 _tell_of_end(place)
 

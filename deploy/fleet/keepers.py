@@ -21,7 +21,8 @@ from deploy.engines import Engine, Member, WorkerLaunch
 from deploy.engines.catalogue import make_engine
 from deploy.fleet.file import fit_options
 from deploy.fleet.learner_process import LearnerProcess
-from deploy.fleet.reconcile import End, LearnerReconciler, Life, PoolReconciler, Seen, Start, Wish
+from deploy.fleet.learner_reconciler import LearnerReconciler
+from deploy.fleet.pool_reconciler import End, Life, PoolReconciler, Seen, Start, Wish
 from deploy.fleet.state import Desired, DesiredPool
 from deploy.settings import Settings
 from protocol.errors import UserError

@@ -23,8 +23,8 @@ from deploy.engines.processes import last_lines
 from deploy.fleet.keepers import UNSEEN, LearnerKeeper, LearnerOrder, PoolKeeper, PoolOrder, fleet_name
 from deploy.fleet.learner_process import learner_process
 from deploy.fleet.listener import HEARD_SECONDS, Listener, drained, sessions
+from deploy.fleet.pool_reconciler import Wish
 from deploy.fleet.pool_sizes import PoolSizes
-from deploy.fleet.reconcile import Wish
 from deploy.fleet.state import Desired, DesiredPool, FleetFolder
 from deploy.query import Line
 from deploy.settings import Settings, settings_of

@@ -140,7 +140,7 @@ def replace_worker(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) 
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "__main__.py").write_text(program)
-    monkeypatch.setattr("deploy.local._FIRST_BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr("deploy.backoff.FIRST_SECONDS", 0.0)
     monkeypatch.setenv("PYTHONPATH", str(package.parent))  # the module is found here first
 
 

@@ -10,19 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deploy.backoff import FIRST_SECONDS, LONGEST_SECONDS
 from deploy.engines import Member
-from deploy.fleet.reconcile import (
+from deploy.fleet.pool_reconciler import (
     DEATHS_IN_VAIN,
-    FIRST_BACKOFF_SECONDS,
     FORGOTTEN_SECONDS,
-    LEARNER_DEATHS_IN_VAIN,
-    LEARNER_STOP_SECONDS,
-    LONGEST_BACKOFF_SECONDS,
     MISSING_SECONDS,
     STOP_SECONDS,
     Action,
     End,
-    LearnerReconciler,
     PoolReconciler,
     Seen,
     Start,
@@ -192,8 +188,8 @@ def test_the_dead_are_replaced_with_growing_pauses_and_their_host_is_put_aside()
     assert [failure.detail for failure in machines.state.failures][:DEATHS_IN_VAIN] == ["crashed"] * 3
     begun = [at for at, _ in machines.starts]
     pauses = [later - earlier for earlier, later in itertools.pairwise(begun)]
-    assert pauses[:2] == pytest.approx([FIRST_BACKOFF_SECONDS, 2 * FIRST_BACKOFF_SECONDS], abs=0.25)
-    assert max(pauses) == pytest.approx(LONGEST_BACKOFF_SECONDS, abs=0.25)
+    assert pauses[:2] == pytest.approx([FIRST_SECONDS, 2 * FIRST_SECONDS], abs=0.25)
+    assert max(pauses) == pytest.approx(LONGEST_SECONDS, abs=0.25)
 
     machines.broken.clear()
     machines.settle(Wish(1, generation=1), 10)
@@ -313,7 +309,7 @@ def test_who_drains_of_its_own_accord_is_replaced(asked: float | None) -> None:
     state.step(Wish(1), Seen([member], {"lab-1": "draining"}, asked=1.5), 2.0)
     state.step(Wish(1), Seen([gone], {"lab-1": "draining"}, asked=asked), 3.0)
     assert [failure.name for failure in state.failures] == ["lab-1"]
-    again = state.step(Wish(1), Seen([], asked=asked), 3.0 + FIRST_BACKOFF_SECONDS)
+    again = state.step(Wish(1), Seen([], asked=asked), 3.0 + FIRST_SECONDS)
     assert again == [Start(("lab-2",), frozenset())]
 
 
@@ -390,61 +386,3 @@ def test_nothing_is_started_or_blamed_once_the_run_is_over() -> None:
     assert not machines.workers
     assert not machines.state.failures
     assert len(machines.starts) == 2
-
-
-def test_a_learner_is_started_again_with_growing_pauses_until_it_is_hopeless() -> None:
-    state, begun, now = LearnerReconciler(), [], 0.0
-    for _ in range(1000):
-        if state.step("config", 1, False, False, now) == "start":
-            begun.append(now)
-        now += 0.1
-    assert len(begun) == LEARNER_DEATHS_IN_VAIN
-    assert state.failed
-    assert begun[1] - begun[0] < begun[2] - begun[1] < begun[3] - begun[2]
-    assert state.step("config", 2, False, False, now) == "start", "a command forgives"
-
-
-def test_a_learner_that_answered_is_never_hopeless() -> None:
-    state, now = LearnerReconciler(), 0.0
-    for _ in range(3 * LEARNER_DEATHS_IN_VAIN):
-        begun = False
-        for _ in range(100):
-            begun |= state.step("config", 1, False, False, now) == "start"
-            now += 0.1
-            if begun:
-                break
-        assert begun
-        assert state.step("config", 1, True, True, now + 5) == ""
-        now += 5
-
-
-def test_a_learner_with_another_configuration_is_asked_to_end_and_begun_anew() -> None:
-    state = LearnerReconciler("old")
-    assert state.step("old", 1, True, True, 0.0) == ""
-    assert state.step("new", 2, True, True, 1.0) == "stop"
-    assert state.step("new", 2, True, True, 2.0) == ""
-    assert state.step("new", 2, False, False, 3.0) == "start"
-    assert state.step("new", 2, True, True, 4.0) == ""
-
-
-def test_a_learner_that_lives_but_never_answers_is_hopeless_in_the_end() -> None:
-    state, now, begun, alive = LearnerReconciler(), 0.0, 0, False
-    while now < 1000 and not state.failed:
-        started = state.step("config", 1, alive, False, now) == "start"
-        begun, alive, now = begun + started, started, now + 5
-    assert begun == LEARNER_DEATHS_IN_VAIN
-
-
-def test_a_learner_that_was_asked_to_end_has_not_failed() -> None:
-    state, now = LearnerReconciler("0"), 0.0
-    for number in range(1, 3 * LEARNER_DEATHS_IN_VAIN):
-        assert state.step(f"{number}", 1, True, False, now) == "stop"
-        assert state.step(f"{number}", 1, False, False, now + 1) == "start"
-        now += 2
-
-
-def test_a_learner_that_does_not_end_is_killed_and_not_begun_where_none_is_wanted() -> None:
-    state = LearnerReconciler("config")
-    assert state.step(None, 1, True, True, 0.0) == "stop"
-    assert state.step(None, 1, True, True, LEARNER_STOP_SECONDS + 1) == "kill"
-    assert state.step(None, 1, False, False, LEARNER_STOP_SECONDS + 2) == ""

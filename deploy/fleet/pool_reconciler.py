@@ -1,4 +1,4 @@
-"""What to do so that a pool, or the learner, becomes as it is wanted: no clock, thread or machine inside.
+"""What to do so that a pool becomes as it is wanted: no clock, thread or machine inside.
 
 Whoever keeps a pool calls `step` about once a second with what is wanted and what is seen, carries out the
 actions, and tells what came of starts to `started`. State, not events: a fresh reconciler that sees a pool
@@ -12,9 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from deploy.backoff import pause_seconds
 from deploy.engines import Member
 
-FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.5, 30.0
 SHORT_LIFE_SECONDS = 60.0
 """Whoever lives longer died of something new: its place is filled without delay."""
 DEATHS_IN_VAIN = 3
@@ -28,9 +28,6 @@ STOP_SECONDS = 10.0
 ASK_AGAIN_SECONDS = 5.0
 FORGOTTEN_SECONDS = 30.0
 """A worker that drains, and of which the learner has not known for so long, is asked to end."""
-LEARNER_STOP_SECONDS = 120.0
-"""A learner may finish a minibatch and a checkpoint."""
-LEARNER_DEATHS_IN_VAIN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +217,7 @@ class PoolReconciler:
         host, short = life.host or member.host, now - life.began < SHORT_LIFE_SECONDS
         in_vain = short and life.joined is None
         deaths = self._deaths[host] = self._deaths.get(host, 0) + 1 if short else 1
-        self._due.append(now + min(FIRST_BACKOFF_SECONDS * 2 ** (deaths - 1), LONGEST_BACKOFF_SECONDS))
+        self._due.append(now + pause_seconds(deaths - 1))
         self.failures.append(Failure(member.name, host, member.detail, in_vain))
         if in_vain:
             self._vain[host] = self._vain.get(host, 0) + 1
@@ -274,53 +271,6 @@ class PoolReconciler:
         self.next += len(names)
         self.lives.update({name: Life(now, now) for name in names})
         return [Start(names, frozenset(self.aside))]
-
-
-class LearnerReconciler:
-    """The learner, which is started again when it was killed, and not when its run is finished."""
-
-    def __init__(self, config: str = "") -> None:
-        self.config = config
-        """That it was last started with."""
-        self.failed = ""
-        """Why it is no longer started."""
-        self._generation, self._deaths = 0, 0
-        self._began = self._start_at = 0.0
-        self._asked: float | None = None
-        """When it was asked to end."""
-        self._lived = False
-
-    def step(
-        self, wanted: str | None, generation: int, alive: bool, answers: bool, now: float
-    ) -> Literal["", "start", "stop", "kill"]:
-        """Return what to do; `wanted` is its configuration, None where no learner is."""
-        if generation != self._generation:
-            self._generation, self._deaths, self.failed, self._start_at = generation, 0, "", 0.0
-        if alive:
-            self._lived = True
-            if answers and now - self._began > FIRST_BACKOFF_SECONDS:
-                self._deaths = 0
-            if wanted == self.config:
-                self._asked = None
-                return ""
-            if self._asked is None:
-                self._asked = now
-                return "stop"
-            return "kill" if now - self._asked > LEARNER_STOP_SECONDS else ""
-        if self._lived:  # it has ended just now
-            self._lived = False
-            told = self._asked is not None
-            self._deaths += not told
-            pause = min(FIRST_BACKOFF_SECONDS * 2.0**self._deaths, LONGEST_BACKOFF_SECONDS)
-            self._start_at = now if told else now + pause
-            self._asked = None
-        if wanted is None or self.failed or now < self._start_at:
-            return ""
-        if self._deaths >= LEARNER_DEATHS_IN_VAIN:
-            self.failed = "it ends as soon as it starts"
-            return ""
-        self.config, self._began, self._lived = wanted, now, True
-        return "start"
 
 
 def _number(name: str) -> int:
