@@ -74,7 +74,7 @@ def _ask(learner: str, key: KeyFile, lines: int, targets: list[str]) -> Mapping[
 
 def log_of_gone(run: str, name: str, lines: int) -> str | None:
     """Return the end of the log of a worker that lives no more, as its engine keeps it; None if none does."""
-    from deploy.fleet.keepers import engine_of
+    from deploy.fleet.pool_engine import fleet_name, pool_engine
     from deploy.fleet.state import find_fleet
 
     try:
@@ -83,7 +83,8 @@ def log_of_gone(run: str, name: str, lines: int) -> str | None:
         pool = name.rpartition("-")[0]
         if desired is None or pool not in desired.pools:
             return None
-        engine = engine_of(folder.run, desired, pool)
+        fleet = fleet_name(folder.run, desired)
+        engine = pool_engine(fleet, folder.run, pool, desired.pools[pool])
         try:
             return engine.log(name, lines) or None
         finally:

@@ -20,9 +20,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from deploy.engines.processes import last_lines
-from deploy.fleet.keepers import UNSEEN, LearnerKeeper, LearnerOrder, PoolKeeper, PoolOrder, fleet_name
+from deploy.fleet.learner_keeper import LearnerKeeper, LearnerOrder
 from deploy.fleet.learner_process import learner_process
 from deploy.fleet.listener import HEARD_SECONDS, Listener, drained, sessions
+from deploy.fleet.pool_engine import fleet_name
+from deploy.fleet.pool_keeper import UNSEEN, PoolKeeper, PoolOrder
 from deploy.fleet.pool_reconciler import Wish
 from deploy.fleet.pool_sizes import PoolSizes
 from deploy.fleet.state import Desired, DesiredPool, FleetFolder

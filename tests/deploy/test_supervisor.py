@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-import deploy.fleet.keepers
 import deploy.fleet.listener
+import deploy.fleet.pool_engine
 import deploy.fleet.supervisor
 from deploy.commands.up import scaled
 from deploy.engines import Member, WorkerLaunch
@@ -124,7 +124,7 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> Machines:
     process = type("Process", (), {"alive": lambda self: machines.alive})()
     for name in ("start", "stop", "finished", "log", "close"):
         setattr(process, name, getattr(machines, name))
-    monkeypatch.setattr(deploy.fleet.keepers, "make_engine", machines.engine)
+    monkeypatch.setattr(deploy.fleet.pool_engine, "make_engine", machines.engine)
     monkeypatch.setattr(deploy.fleet.supervisor, "learner_process", lambda *_: process)
     monkeypatch.setattr(deploy.fleet.listener, "ask", machines.ask)
     monkeypatch.setattr(
