@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from deploy.engines import Engine, WorkerLaunch
+from deploy.plain_values import fitted
+from protocol.errors import UserError
 
 _CLASSES: Mapping[str, tuple[str, str]] = {
     "local": ("LocalOptions", "LocalEngine"),
@@ -31,6 +33,16 @@ ON_THIS_HOST = frozenset({"local"})
 def options_class(engine: str) -> type[Any]:
     """Return the class of an engine's options."""
     return cast(type[Any], getattr(import_module(f"deploy.engines.{engine}"), _CLASSES[engine][0]))
+
+
+def fit_options(engine: str, plain: Mapping[str, Any]) -> Any:
+    """Return an engine's options from what `asdict` and JSON made of them. Raises UserError."""
+    try:
+        return fitted(options_class(fitted(Literal[ENGINES], engine)), plain)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"options of {engine} of another release: {error!r}; fleet up writes them anew"
+        ) from error
 
 
 def make_engine(engine: str, launch: WorkerLaunch, options: Any, folder: Path) -> Engine:

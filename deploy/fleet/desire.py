@@ -16,8 +16,8 @@ from deploy.access import KEY_VARIABLE, keyring_of
 from deploy.commands.train import usable_ports
 from deploy.engines.catalogue import ON_THIS_HOST
 from deploy.engines.processes import is_locked
-from deploy.fleet.file import FleetPlan, PoolPlan
 from deploy.fleet.learner_process import LocalLearner
+from deploy.fleet.plan import FleetPlan, PoolPlan
 from deploy.fleet.state import Desired, DesiredLearner, DesiredPool, FleetFolder
 from deploy.runs import best_checkpoint
 from deploy.settings import Settings, check_resumable, resolve, settings_of, to_toml

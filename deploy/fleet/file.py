@@ -1,23 +1,22 @@
-"""What fleet.toml says: the learner, and pools of workers, checked key by key before anything is started."""
+"""Reads fleet.toml: checked key by key before anything is started, each mistake told with its line."""
 
 from __future__ import annotations
 
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from deploy.engines.catalogue import ENGINES, options_class
-from deploy.fleet.autoscale import Rule
 from deploy.fleet.hosts import expand_hosts
 from deploy.fleet.learner_process import Place
+from deploy.fleet.plan import FleetPlan, PoolKeys, PoolPlan
 from deploy.options import settings
+from deploy.plain_values import choices, fitted, in_words
 from deploy.settings import OPTION_KEYS, Settings, resolve
-from learner.config import SIZE, Range, check_ranges
 from protocol.errors import UserError
 from protocol.keys import PeerKey
 
@@ -27,78 +26,6 @@ _NAMED = re.compile(r"[\w.\"'\s-]+")
 """What may stand in brackets or before an equals sign, where a line opens a table or sets a key."""
 _DEEPEST = 4
 """More keys than in any path that a mistake is told with."""
-
-
-@dataclass(frozen=True, slots=True)
-class PoolKeys:
-    """Keys of `[pools.NAME]` that every engine has."""
-
-    engine: Literal["local", "ssh", "slurm"]
-    """Who runs the workers."""
-    count: int | None = None
-    """Workers; left out, as many as the engine's hosts have room for, or `min` where there is a `target`."""
-    min: int = 0
-    """The fewest that autoscaling leaves."""
-    max: int | None = None
-    """The most that `fleet scale` and autoscaling may ask for; a target needs it."""
-    target: str = ""
-    """learner_busy:0.9 grows and shrinks the pool so that the learner is busy this share of the time."""
-    slots: int = 50
-    """Environments of each worker."""
-    learner: str = ""
-    """HOST:PORT where this pool's machines reach the learner, if not `[learner] address`."""
-    key: str = ""
-    """The workers' key file, on this machine."""
-    allow_env: tuple[str, ...] = ()
-    """Modules that the workers may import, because they register environments."""
-    drain_seconds: float = 600.0
-    """Workers that must go may finish their episodes for this long; then they return them."""
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that contradict each other."""
-        check_ranges(self, {"min": SIZE, "slots": Range(1, 10**6), "drain_seconds": Range(0)})
-        most = 10**6 if self.max is None else self.max
-        for name, value in (("max", self.max), ("count", self.count)):
-            if value is not None and not 0 <= value <= 10**6:
-                raise UserError(f"--{name} is {value}; it must be from 0 to 1000000")
-        if self.min > most:
-            raise UserError(f"--min is {self.min}; it must be at most max, which is {most}")
-        if self.count is not None and self.count > most:
-            raise UserError(f"--count is {self.count}; it must be at most max, which is {most}")
-        if self.target:
-            try:
-                Rule.of(self.min, self.max, self.target)
-            except UserError as error:
-                raise UserError(f"--target: {error}") from error
-        if self.target and self.count is not None:
-            raise UserError("--count contradicts target, which decides how many: leave one of them out")
-
-
-@dataclass(frozen=True, slots=True)
-class PoolPlan:
-    """One pool, as the file says."""
-
-    keys: PoolKeys
-    options: Any
-    """Of its engine's class of options."""
-    hosts: int = 0
-    """How many it names; 0 where its engine has other ways."""
-
-
-@dataclass(frozen=True, slots=True)
-class FleetPlan:
-    """The whole file."""
-
-    name: str
-    """Of the run."""
-    place: Place
-    """Where the learner runs."""
-    address: str
-    """HOST:PORT that the pools dial; empty where the file leaves that to us."""
-    key: str
-    """The operator's key file; empty where nothing is encrypted, or the environment names one."""
-    settings: Settings
-    pools: Mapping[str, PoolPlan] = field(default_factory=dict)
 
 
 def read_fleet_file(file: Path) -> FleetPlan:
@@ -116,18 +43,6 @@ def read_fleet_file(file: Path) -> FleetPlan:
         return _Reader(file, text).plan(content)
     except RecursionError:
         raise UserError(f"{file} is nested too deeply") from None
-
-
-def fit_options(engine: str, plain: Mapping[str, Any]) -> Any:
-    """Return an engine's options from what `asdict` and JSON made of them. Raises UserError."""
-    try:
-        kind = options_class(fitted(Literal[ENGINES], engine))
-        hints = get_type_hints(kind)
-        return kind(**{name: fitted(hints[name], value) for name, value in plain.items()})
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"options of {engine} of another release: {error!r}; fleet up writes them anew"
-        ) from error
 
 
 class _Reader:
@@ -186,7 +101,7 @@ class _Reader:
         if not isinstance(table, dict):
             raise self._wrong(where, f"is no table: write [pools.{name}]")
         if "engine" not in table:
-            raise self._wrong(where, f"names no engine: add engine = {_choices(ENGINES)}")
+            raise self._wrong(where, f"names no engine: add engine = {choices(ENGINES)}")
         kind = options_class(self._value(Literal[ENGINES], table["engine"], (*where, "engine")))
         names = {entry.name for entry in fields(kind)} | {entry.name for entry in fields(PoolKeys)}
         told = {key.replace("-", "_"): value for key, value in table.items()}
@@ -227,7 +142,7 @@ class _Reader:
         try:
             return fitted(hint, value)
         except ValueError:
-            raise self._wrong(where, f"is {value!r}: it must be {_spelled(hint)}") from None
+            raise self._wrong(where, f"is {value!r}: it must be {in_words(hint)}") from None
 
     def _unknown(self, where: tuple[str, ...], known: Iterable[str]) -> UserError:
         near = get_close_matches(where[-1], sorted(known), n=3)
@@ -282,56 +197,3 @@ def _key_lines(text: str) -> dict[tuple[str, ...], int]:
             for length in range(1, len(path) + 1):
                 lines.setdefault(path[:length], number)
     return lines
-
-
-def fitted(hint: Any, value: Any) -> Any:
-    """Return a value of TOML or JSON as the type of a field. Raises ValueError where it is none."""
-    kinds = get_args(hint)
-    if get_origin(hint) in (Union, UnionType):
-        for kind in kinds:
-            try:
-                return fitted(kind, value)
-            except ValueError:
-                pass
-    elif get_origin(hint) is Literal:
-        if value in kinds and type(value) in {type(kind) for kind in kinds}:
-            return value
-    elif get_origin(hint) is tuple:
-        return tuple(
-            fitted(kinds[0], item) for item in (value if isinstance(value, list | tuple) else [value])
-        )
-    elif get_origin(hint) is Mapping:
-        if isinstance(value, dict):
-            return {name: fitted(kinds[1], item) for name, item in value.items()}
-    elif isinstance(hint, type) and is_dataclass(hint):
-        if isinstance(value, dict):
-            hints = get_type_hints(hint)
-            return hint(**{name: fitted(hints[name], item) for name, item in value.items()})
-    elif hint is Any:
-        return value
-    elif hint is type(None) and value is None:
-        return None
-    elif hint is float and type(value) is int and abs(value) < 2**1000:
-        return float(value)
-    elif hint is Path and isinstance(value, str):
-        return Path(value)
-    elif type(value) is hint:
-        return value
-    raise ValueError
-
-
-def _spelled(hint: Any) -> str:
-    """Return what a field wants, in words."""
-    words = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false"}
-    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-    if get_origin(hint) in (Union, UnionType):
-        return " or ".join(_spelled(kind) for kind in kinds)
-    if get_origin(hint) is Literal:
-        return _choices(kinds)
-    if get_origin(hint) is tuple:
-        return f"a list, each {_spelled(kinds[0])}"
-    return words.get(hint, "text in quotes")
-
-
-def _choices(values: Iterable[Any]) -> str:
-    return " or ".join(f'"{value}"' for value in values)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deploy.engines import Engine, WorkerLaunch
-from deploy.engines.catalogue import make_engine
-from deploy.fleet.file import fit_options
+from deploy.engines.catalogue import fit_options, make_engine
 from deploy.fleet.state import Desired, DesiredPool
 
 

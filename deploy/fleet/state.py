@@ -22,9 +22,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from deploy.engines.catalogue import fit_options
 from deploy.engines.processes import is_locked
-from deploy.fleet.file import PoolKeys, fit_options, fitted
 from deploy.fleet.learner_process import Place
+from deploy.fleet.plan import PoolKeys
+from deploy.plain_values import fitted
 from deploy.runs import RUNS
 from learner.run_folder import replace_file
 from protocol.addresses import parse_address

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from deploy.engines.catalogue import ENGINES, options_class
 from deploy.engines.local import LocalOptions
-from deploy.fleet.file import PoolKeys, fit_options, read_fleet_file
+from deploy.fleet.file import read_fleet_file
 from deploy.fleet.hosts import expand_hosts
+from deploy.fleet.plan import PoolKeys
 from deploy.options import settings as setting_names
 from deploy.settings import settings_of, to_toml
 from protocol.errors import UserError
@@ -190,12 +191,6 @@ def test_a_long_line_of_spaces_takes_no_longer_than_another(tmp_path: Path) -> N
     file = written(tmp_path, "[learner]\n" + " " * 1_000_000 + "\n  seed  = true\n")
     with pytest.raises(UserError, match=r"fleet\.toml:3: learner\.seed is True"):
         read_fleet_file(file)
-
-
-def test_options_of_another_release_are_told() -> None:
-    assert fit_options("local", {"pin": True}) == LocalOptions(pin=True)
-    with pytest.raises(UserError, match="another release"):
-        fit_options("local", {"pinned": True})
 
 
 def test_host_ranges() -> None:
