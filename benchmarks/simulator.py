@@ -18,14 +18,15 @@ import typer
 import rollout_worker.environments  # registers CAGE2-v0
 from protocol.errors import UserError
 from rollout_worker.environments.cage2.cyborg_slots import CyborgSlots
+from rollout_worker.environments.cage2.scenario import Cage2Options
 from rollout_worker.environments.cage2.slots import Cage2Slots
 from rollout_worker.environments.slots import SlotEnvironments
 
 BATCHES = (1, 10, 100, 1000)
 VIEWS = {
-    "52 bits, 145 actions": {"observation": "bits", "actions": "full"},
-    "history, 37 actions": {"observation": "history", "actions": "compact"},
-    "true state, 37 actions": {"observation": "state", "actions": "compact"},
+    "52 bits, 145 actions": Cage2Options(observation="bits", actions="full"),
+    "history, 37 actions": Cage2Options(observation="history", actions="compact"),
+    "true state, 37 actions": Cage2Options(observation="state", actions="compact"),
 }
 EPISODE_STEPS = 100
 
@@ -92,7 +93,7 @@ def main(
         note("gymnasium.make", red, 1, single(red, seconds))
         for view, options in VIEWS.items():
             for batch in BATCHES:
-                slots = Cage2Slots(batch, **options)  # type: ignore[arg-type]  # options by name
+                slots = Cage2Slots(batch, options)
                 note(view, red, batch, batched(slots, red, seconds, max(1, 1000 // batch)))
     for red in ("b_line", "meander"):
         rate = real(red, seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import gymnasium
@@ -12,15 +13,16 @@ import gymnasium
 from protocol.errors import UserError
 from protocol.specs import EnvironmentSpec, Spaces
 from rollout_worker.environments import delays, gymnasium_slots
+from rollout_worker.environments.cage2.options import refuse_state
+from rollout_worker.environments.cage2.scenario import Cage2Options
+from rollout_worker.environments.cage2.spaces import spaces
 from rollout_worker.environments.delayed_slots import DelayedSlots
 from rollout_worker.environments.slots import SlotEnvironments
 
 Options = Mapping[str, Any]
 
-_CAGE2_OPTIONS = ("rules", "green", "observation", "actions", "red_agent")
-CAGE2_DEFAULTS = {"observation": "history", "actions": "compact"}
+CAGE2_DEFAULTS: Options = {"observation": "history", "actions": "compact"}
 """Of options that a description leaves out."""
-_CAGE2_EPISODE_STEPS = 100
 
 
 def allow(modules: Iterable[str]) -> None:
@@ -59,32 +61,35 @@ def build(spec: EnvironmentSpec, slots: int) -> SlotEnvironments:
     return DelayedSlots(environments, slow) if slow else environments
 
 
-def _describe_cage2(name: str, options: Options, episode_length: int) -> Spaces:
-    from rollout_worker.environments.cage2.options import refuse_state
-    from rollout_worker.environments.cage2.spaces import spaces
-
-    for option in options.keys() - _CAGE2_OPTIONS:
-        raise UserError(f"environment {name} has no option {option!r}; it has {', '.join(_CAGE2_OPTIONS)}")
+def _cage2_options(name: str, options: Options, episode_length: int) -> Cage2Options:
+    known = [field.name for field in fields(Cage2Options) if field.name != "max_steps"]
+    for option in options.keys() - known:
+        raise UserError(f"environment {name} has no option {option!r}; it has {', '.join(known)}")
+    chosen = {**CAGE2_DEFAULTS, **options}
+    if episode_length:
+        chosen["max_steps"] = episode_length
     try:
         if name != "cage2":
-            refuse_state(str(options.get("observation", CAGE2_DEFAULTS["observation"])))
-        return spaces(max_steps=episode_length or _CAGE2_EPISODE_STEPS, **{**CAGE2_DEFAULTS, **options})
+            refuse_state(str(chosen["observation"]))
+        return Cage2Options(**chosen)
     except ValueError as error:
         raise UserError(f"environment {name}: {error}") from error
 
 
+def _describe_cage2(name: str, options: Options, episode_length: int) -> Spaces:
+    return spaces(_cage2_options(name, options, episode_length))
+
+
 def _build_cage2(name: str, slots: int, options: Options, episode_length: int) -> SlotEnvironments:
-    _describe_cage2(name, options, episode_length)
     from rollout_worker.environments.cage2.slots import Cage2Slots
 
-    return Cage2Slots(slots, max_steps=episode_length, **{**CAGE2_DEFAULTS, **options})
+    return Cage2Slots(slots, _cage2_options(name, options, episode_length))
 
 
 def _build_cyborg(name: str, slots: int, options: Options, episode_length: int) -> SlotEnvironments:
-    _describe_cage2(name, options, episode_length)
     from rollout_worker.environments.cage2.cyborg_slots import CyborgSlots
 
-    return CyborgSlots(slots, max_steps=episode_length, **{**CAGE2_DEFAULTS, **options})
+    return CyborgSlots(slots, _cage2_options(name, options, episode_length))
 
 
 _Describe = Callable[[str, Options, int], Spaces]

@@ -17,6 +17,7 @@ from learner.checkpoints import load
 from protocol.messages import Episode
 from protocol.specs import EnvironmentSpec
 from rollout_worker.environments.cage2.options import HISTORY_SIZE
+from rollout_worker.environments.cage2.scenario import Cage2Options
 from rollout_worker.environments.cage2.slots import Cage2Slots
 from tests.deploy.made_checkpoint import made_checkpoint
 
@@ -27,7 +28,8 @@ def _playable(folder: Path, **told: Any) -> Playable:
 
 def _walk(spec: EnvironmentSpec, names: list[str], steps: int) -> list[tuple[str, Any]]:
     """Return (own action, observation after it) of an episode of uniform legal actions."""
-    slots = Cage2Slots(1, max_steps=100, **{k: v for k, v in spec.options.items() if k != "note"})
+    options = {name: value for name, value in spec.options.items() if name != "note"}
+    slots = Cage2Slots(1, Cage2Options(max_steps=100, **options))
     slot, rng = np.zeros(1, np.int64), np.random.default_rng(3)
     observation = slots.reset(slot, np.array([4], np.uint64), [{"red_agent": "meander"}])[0]
     found = [("", observation)]

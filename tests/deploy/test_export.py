@@ -21,6 +21,7 @@ from learner.checkpoints import load
 from protocol.tickets import Ticket, environment_seed
 from rollout_worker.environments.cage2 import defender_view
 from rollout_worker.environments.cage2.options import HISTORY_PARTS, HISTORY_SIZE
+from rollout_worker.environments.cage2.scenario import Cage2Options
 from rollout_worker.environments.cage2.slots import Cage2Slots
 from rollout_worker.player import Step, play, without_greedy
 from tests.deploy.made_checkpoint import made_checkpoint
@@ -91,7 +92,7 @@ def test_it_plays_the_episodes_that_the_policy_plays(sight: dict[str, Any], tmp_
     agent = agent_in(exported(tmp_path, sight))
     playable = Playable.of(load(tmp_path / "checkpoint"))
     environment = playable.environment
-    bare = Cage2Slots(1, rules=environment.options["rules"])
+    bare = Cage2Slots(1, Cage2Options(rules=environment.options["rules"]))
     tickets = [Ticket("evaluate", number) for number in range(6, 12)]
     taken: dict[int, list[int]] = {ticket.number: [] for ticket in tickets}
 
@@ -252,4 +253,4 @@ def real_slots() -> Any:
     try:
         return CyborgSlots(1)
     except UserError:
-        return CyborgSlots(1, rules="leaderboard")
+        return CyborgSlots(1, Cage2Options(rules="leaderboard"))

@@ -25,6 +25,7 @@ from rollout_worker.environments.cage2 import (
     options as named,
 )
 from rollout_worker.environments.cage2.description import blue_action_name
+from rollout_worker.environments.cage2.scenario import Cage2Options
 from rollout_worker.environments.cage2.slots import Cage2Slots
 
 VIEWS = [
@@ -55,7 +56,7 @@ def actions_of(seed: int, count: int) -> NDArray[np.int64]:
 
 def play_alone(seed: int, scenario: Mapping[str, Any], **options: Any) -> Episode:
     """50 steps in an environment of its own: observations with the first, rewards, truncations."""
-    slots = Cage2Slots(1, **options)
+    slots = Cage2Slots(1, Cage2Options(**options))
     zero = np.zeros(1, np.int64)
     observations = [slots.reset(zero, np.array([seed], np.uint64), [scenario])[0]]
     rewards, truncations = np.zeros(50, np.float32), np.zeros(50, np.bool_)
@@ -69,9 +70,8 @@ def play_alone(seed: int, scenario: Mapping[str, Any], **options: Any) -> Episod
 
 @pytest.mark.parametrize(("observation", "actions"), VIEWS)
 def test_an_episode_depends_on_its_seed_and_scenario_only(observation: str, actions: str) -> None:
-    options = {"observation": observation, "actions": actions}
     number = len(SCENARIOS)
-    slots = Cage2Slots(number + 3, **options)  # type: ignore[arg-type]  # options by name
+    slots = Cage2Slots(number + 3, Cage2Options(observation=observation, actions=actions))
     places = np.random.default_rng(5).permutation(number + 3)[:number]
     played = [actions_of(seed, slots.actions) for seed in range(number)]
     for turn in range(2):  # the second time over what the first left behind
@@ -88,7 +88,7 @@ def test_an_episode_depends_on_its_seed_and_scenario_only(observation: str, acti
             truncations[subset, done[subset]] = result[3]
             done[subset] += 1
         for seed, scenario in enumerate(SCENARIOS):
-            alone = play_alone(seed, scenario, **options)
+            alone = play_alone(seed, scenario, observation=observation, actions=actions)
             for together, expected in zip((seen[seed], rewards[seed], truncations[seed]), alone, strict=True):
                 np.testing.assert_array_equal(together, expected)
             np.testing.assert_array_equal(truncations[seed], np.arange(1, 51) >= scenario["episode_length"])
@@ -112,9 +112,8 @@ def test_seeds_and_options_make_a_difference() -> None:
 
 @pytest.mark.parametrize(("observation", "actions"), VIEWS)
 def test_the_view_is_what_the_defender_view_makes_of_the_bits(observation: str, actions: str) -> None:
-    options = {"observation": observation, "actions": actions}
-    slots = Cage2Slots(1, **options)  # type: ignore[arg-type]  # options by name
-    declared = spaces.spaces(**options)  # type: ignore[arg-type]  # options by name
+    options = Cage2Options(observation=observation, actions=actions)
+    slots, declared = Cage2Slots(1, options), spaces.spaces(options)
     assert slots.observation_size == declared.observation_size
     assert (slots.actions, slots.masked, slots.max_episode_steps) == (declared.actions, declared.masked, 100)
     assert slots.observation_dtype == np.dtype(declared.observation_dtype)
@@ -145,7 +144,7 @@ def test_the_view_is_what_the_defender_view_makes_of_the_bits(observation: str, 
 
 
 def test_a_used_up_decoy_sleeps_where_nothing_is_masked() -> None:
-    slots, zero = Cage2Slots(1, actions="compact-unmasked"), np.zeros(1, np.int64)
+    slots, zero = Cage2Slots(1, Cage2Options(actions="compact-unmasked")), np.zeros(1, np.int64)
     slots.reset(zero, np.zeros(1, np.uint64), [{}])
     taken = []
     for _ in range(3):
@@ -155,7 +154,8 @@ def test_a_used_up_decoy_sleeps_where_nothing_is_masked() -> None:
 
 
 def test_masked_full_actions_are_the_decoys_that_would_change_nothing() -> None:
-    slots, zero = Cage2Slots(1, observation="bits", actions="full-masked"), np.zeros(1, np.int64)
+    options, zero = Cage2Options(observation="bits", actions="full-masked"), np.zeros(1, np.int64)
+    slots = Cage2Slots(1, options)
     legal = slots.reset(zero, np.zeros(1, np.uint64), [{}])[0, 52:]
     rng = np.random.default_rng(0)
     for _ in range(60):
@@ -183,12 +183,16 @@ def test_the_declared_sizes_are_those_of_the_view() -> None:
         ({"actions": "few"}, "compact, compact-unmasked, .* full, full-masked"),
         ({"red_agent": "red"}, "B_lineAgent"),
         ({"max_steps": 0}, r"max_steps is 0; it must be a number of steps in 1\.\."),
-        ({"slots": 0}, "at least 1"),
     ],
 )
 def test_unknown_options_are_refused_with_the_allowed_ones(options: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        Cage2Slots(**{"slots": 1, **options})
+        Cage2Slots(1, Cage2Options(**options))
+
+
+def test_there_is_at_least_one_slot() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Cage2Slots(0)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +213,7 @@ def test_unknown_scenarios_are_refused(scenario: dict[str, Any], word: str) -> N
 
 def test_wrong_slots_and_actions_change_nothing() -> None:
     for observation, actions in VIEWS:
-        slots = Cage2Slots(3, observation=observation, actions=actions)
+        slots = Cage2Slots(3, Cage2Options(observation=observation, actions=actions))
         two, none = np.arange(2), np.zeros(2, np.int64)
         with pytest.raises(ValueError, match=r"a slot is outside 0\.\.2"):
             slots.reset(two + 2, np.zeros(2, np.uint64), [{}, {}])
@@ -234,7 +238,8 @@ def test_wrong_slots_and_actions_change_nothing() -> None:
 
 @pytest.mark.parametrize("observation", ["bits", "history", "scans+decoys"])
 def test_a_step_is_told_in_words(observation: str) -> None:
-    slots, zero = Cage2Slots(1, red_agent="b_line", observation=observation), np.zeros(1, np.int64)
+    options, zero = Cage2Options(red_agent="b_line", observation=observation), np.zeros(1, np.int64)
+    slots = Cage2Slots(1, options)
     slots.reset(zero, np.zeros(1, np.uint64), [{}])
     lines = []
     for step in range(100):
@@ -355,8 +360,9 @@ def run(code: str) -> str:
 def test_numba_is_imported_only_where_cage2_is_built() -> None:
     code = (
         "import sys, rollout_worker.environments\n"
+        "from rollout_worker.environments.cage2.scenario import Cage2Options\n"
         "from rollout_worker.environments.cage2.spaces import spaces\n"
-        "spaces(observation='history', actions='compact')\n"
+        "spaces(Cage2Options(observation='history', actions='compact'))\n"
         "print('numba' in sys.modules)"
     )
     assert run(code) == "False"

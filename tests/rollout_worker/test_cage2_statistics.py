@@ -12,6 +12,7 @@ from scipy import stats
 
 from rollout_worker.environments.cage2 import kernels, tables
 from rollout_worker.environments.cage2.conformance import load_trace
+from rollout_worker.environments.cage2.scenario import Cage2Options
 from rollout_worker.environments.cage2.slots import Cage2Slots
 from rollout_worker.environments.cage2.state import OUTCOME, ROW, initial_row
 
@@ -76,7 +77,8 @@ def play(
     rules: str, red: str, policy: str, green: bool = False
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
     """The rewards of a free run and its outcomes with the ports Red chose from, each [episodes, steps]."""
-    slots = Cage2Slots(EPISODES, rules=rules, green=green, red_agent=red, max_steps=STEPS)
+    options = Cage2Options(rules=rules, green=green, red_agent=red, max_steps=STEPS)
+    slots = Cage2Slots(EPISODES, options)
     everyone = np.arange(EPISODES)
     observations = slots.reset(everyone, np.arange(EPISODES, dtype=np.uint64) + 10**6, [{}] * EPISODES)
     choose = policies(1)[policy]

@@ -15,9 +15,11 @@ from protocol.specs import EnvironmentSpec
 from rollout_worker.environments import registry
 from rollout_worker.environments.cage2 import cyborg_package, defender_view
 from rollout_worker.environments.cage2.cyborg_slots import CyborgSlots
+from rollout_worker.environments.cage2.scenario import Cage2Options
 from rollout_worker.environments.cage2.slots import Cage2Slots
 from tests.fake_cyborg import challenge_2, forget_cyborg, other_challenge, write_package
 
+VIEWED = Cage2Options(observation="history", actions="compact")
 HOW_TO_GET_IT = "clone cage-challenge/cage-challenge-2"
 
 
@@ -46,7 +48,7 @@ def put_first(folder: Path) -> None:
 def refusal(rules: str = "current") -> str:
     """Return the one line by which building the environment is refused."""
     with pytest.raises(UserError) as caught:
-        CyborgSlots(1, rules=rules)
+        CyborgSlots(1, Cage2Options(rules=rules))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -114,7 +116,7 @@ def test_the_rules_are_those_of_the_installed_version(
     put_first(tmp_path)
     for asked in ("current", "leaderboard"):
         if asked == rules:
-            CyborgSlots(1, rules=asked)
+            CyborgSlots(1, Cage2Options(rules=asked))
         else:
             told = refusal(asked)
             assert f"check out commit {cyborg_package.COMMITS[asked]} there" in told
@@ -142,8 +144,8 @@ def real_rules() -> str:
 @pytest.mark.parametrize("red_agent", ["b_line", "meander", "sleep"])
 def test_the_real_one_begins_and_plays_as_the_embedded_one_where_nothing_is_random(red_agent: str) -> None:
     rules = real_rules()
-    real = CyborgSlots(1, rules=rules, red_agent=red_agent, observation="history", actions="compact")
-    embedded = Cage2Slots(1, rules=rules, red_agent=red_agent, observation="history", actions="compact")
+    options = Cage2Options(rules=rules, red_agent=red_agent, observation="history", actions="compact")
+    real, embedded = CyborgSlots(1, options), Cage2Slots(1, options)
     zero, seed = np.zeros(1, np.int64), np.zeros(1, np.uint64)
     np.testing.assert_array_equal(real.reset(zero, seed, [{}]), embedded.reset(zero, seed, [{}]))
     for action in (28, 29):  # two decoys, before Red can have exploited anything
@@ -179,7 +181,7 @@ def test_an_episode_depends_on_its_seed_only_and_the_global_generator_is_left_al
 
 @pytest.mark.usefixtures("stand_in")
 def test_compact_actions_reach_cyborg_translated_and_legality_is_shown() -> None:
-    slots, zero = CyborgSlots(1, observation="history", actions="compact"), np.zeros(1, np.int64)
+    slots, zero = CyborgSlots(1, VIEWED), np.zeros(1, np.int64)
     slots.reset(zero, np.zeros(1, np.uint64), [{}])
     decoy = 1 + 3 * defender_view.N_DEFENDED  # the next decoy on Enterprise0
     seen = slots.step(zero, np.array([decoy]))[0][0]
@@ -203,7 +205,7 @@ def test_the_registry_builds_it_with_the_options_of_the_embedded_one() -> None:
 
 @pytest.mark.usefixtures("stand_in")
 def test_a_step_is_told_in_words() -> None:
-    slots, zero = CyborgSlots(1, observation="history", actions="compact"), np.zeros(1, np.int64)
+    slots, zero = CyborgSlots(1, VIEWED), np.zeros(1, np.int64)
     slots.reset(zero, np.zeros(1, np.uint64), [{}])
     slots.step(zero, np.array([1 + 3 * defender_view.N_DEFENDED]))
     said = slots.describe_step(0)

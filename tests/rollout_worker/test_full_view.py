@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from rollout_worker.environments.cage2 import kernels, tables
 from rollout_worker.environments.cage2.full_view import STATE_SIZE
 from rollout_worker.environments.cage2.options import HISTORY_SIZE
+from rollout_worker.environments.cage2.scenario import Cage2Options
 from rollout_worker.environments.cage2.slots import Cage2Slots
 from rollout_worker.environments.cage2.state import OUTCOME, ROW, initial_row
 
@@ -25,7 +26,8 @@ def states(rows: NDArray[Any]) -> NDArray[np.uint8]:
 
 def played(red: str, seeds: int, steps: int, **options: Any) -> list[tuple[NDArray[Any], Any]]:
     """Rows before each step of random episodes, and what was shown of them."""
-    slots, every = Cage2Slots(seeds, observation="state", actions="compact", **options), np.arange(seeds)
+    chosen = Cage2Options(observation="state", actions="compact", **options)
+    slots, every = Cage2Slots(seeds, chosen), np.arange(seeds)
     shown = slots.reset(every, every.astype(np.uint64), [{"red_agent": red}] * seeds)
     rng, found = np.random.default_rng(3), []
     for _ in range(steps):

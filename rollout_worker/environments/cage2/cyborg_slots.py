@@ -24,7 +24,7 @@ from rollout_worker.environments.cage2.defender_view import (
 )
 from rollout_worker.environments.cage2.description import blue_action_name, describe_observation
 from rollout_worker.environments.cage2.options import actions_named, refuse_state
-from rollout_worker.environments.cage2.scenario import check_options, settings_of
+from rollout_worker.environments.cage2.scenario import DEFAULTS, Cage2Options, settings_of
 from rollout_worker.environments.cage2.spaces import shown_columns, spaces
 from rollout_worker.environments.cage2.tables import AGENT_B_LINE, AGENT_MEANDER, AGENT_SLEEP
 
@@ -41,7 +41,7 @@ def make_environment(cyborg: Cyborg, red_agent: str, green: bool = False) -> Any
 
 
 class CyborgSlots:
-    """The slot interface over real environments; the options are those of `Cage2Slots`.
+    """The slot interface over real environments.
 
     The rules are those of the installed CybORG; UserError where `rules` are others, or it is not there.
 
@@ -51,26 +51,16 @@ class CyborgSlots:
 
     ready_at: NDArray[np.float64] | None = None
 
-    def __init__(
-        self,
-        slots: int,
-        *,
-        rules: str = "current",
-        green: bool = False,
-        observation: str = "bits",
-        actions: str = "full",
-        max_steps: int = 100,
-        red_agent: str = "b_line",
-    ) -> None:
-        self._defaults = check_options(rules, green, observation, actions, max_steps, red_agent)
-        shown = spaces(observation=observation, actions=actions, max_steps=max_steps)
-        self.slots, self.observation_dtype = slots, np.dtype(np.uint8)
+    def __init__(self, slots: int, options: Cage2Options = DEFAULTS) -> None:
+        refuse_state(options.observation)
+        shown = spaces(options)
+        self.slots, self._defaults = slots, options.scenario
+        self.observation_dtype = np.dtype(np.uint8)
         self.observation_size, self.actions, self.masked = shown.observation_size, shown.actions, shown.masked
-        self.max_episode_steps = max_steps
-        refuse_state(observation)
-        self._cyborg = cyborg_package.load(rules)
-        self._columns = shown_columns(observation, actions)
-        self._action_set = actions_named(actions)
+        self.max_episode_steps = shown.max_episode_steps
+        self._cyborg = cyborg_package.load(options.rules)
+        self._columns = shown_columns(options.observation, options.actions)
+        self._action_set = actions_named(options.actions)
         self._built: dict[tuple[int, int, int], Any] = {}  # by slot, red agent, green
         self._playing: dict[int, Any] = {}
         self._random: dict[int, Any] = {}

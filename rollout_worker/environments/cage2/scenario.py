@@ -1,6 +1,7 @@
-"""The options of an episode: names as people type them, numbers as the kernel reads them."""
+"""The options of an environment and of an episode: names as people type them, numbers for the kernel."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -54,21 +55,44 @@ def settings_of(scenario: Mapping[str, Any], defaults: Mapping[str, Any]) -> NDA
     )
 
 
-def check_options(
-    rules: str, green: bool, observation: str, actions: str, max_steps: int, red_agent: str
-) -> dict[str, Any]:
-    """Check the options of an environment; returns the scenario that tickets fall back on.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cage2Options:
+    """What an environment is built with, the embedded one and the real one.
+
+    A scenario may name red_agent, episode_length (at most `max_steps`), rules and green; what it leaves out
+    is as given here.
 
     Raises:
         ValueError: an option is unknown; the sentence names the allowed ones.
     """
-    observation_named(observation)
-    actions_named(actions)
-    defaults = {
-        "red_agent": red_agent,
-        "episode_length": episode_length(max_steps, LONGEST_EPISODE_STEPS, "max_steps"),
-        "rules": rules,
-        "green": green,
-    }
-    settings_of({}, defaults)
-    return defaults
+
+    rules: str = "current"
+    green: bool = False
+    observation: str = "bits"
+    """A name of `options`: "bits" are the 52 numbers of the challenge, "history" is that of `defender_view`,
+    "state" shows the true state beside the history (see `full_view`)."""
+    actions: str = "full"
+    """A name of `options`: "full" are the challenge's 145 actions, "compact" the 37 of `defender_view`. Where
+    they are masked, the last entries of an observation tell which are legal."""
+    max_steps: int = 100
+    red_agent: str = "b_line"
+
+    def __post_init__(self) -> None:
+        """Refuse what there is not."""
+        observation_named(self.observation)
+        actions_named(self.actions)
+        episode_length(self.max_steps, LONGEST_EPISODE_STEPS, "max_steps")
+        settings_of({}, self.scenario)
+
+    @property
+    def scenario(self) -> dict[str, Any]:
+        """Return the scenario that tickets fall back on."""
+        return {
+            "red_agent": self.red_agent,
+            "episode_length": self.max_steps,
+            "rules": self.rules,
+            "green": self.green,
+        }
+
+
+DEFAULTS: Final = Cage2Options()

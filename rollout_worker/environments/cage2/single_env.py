@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from rollout_worker.environments.cage2 import kernels
 from rollout_worker.environments.cage2.description import describe_step, red_action_name
+from rollout_worker.environments.cage2.scenario import Cage2Options
 from rollout_worker.environments.cage2.slots import Cage2Slots
 from rollout_worker.environments.cage2.tables import BLUE_ACTIONS, OBSERVATION_SIZE
 
@@ -41,7 +42,8 @@ class Cage2Env(gymnasium.Env[NDArray[np.uint8], np.int64]):
     ) -> None:
         if render_mode not in (None, "ansi"):
             raise ValueError(f"render_mode is {render_mode!r}; it must be None or 'ansi'")
-        self._slots = Cage2Slots(1, rules=rules, green=green, max_steps=max_steps, red_agent=red)
+        options = Cage2Options(rules=rules, green=green, max_steps=max_steps, red_agent=red)
+        self._slots = Cage2Slots(1, options)
         self._truth = truth
         self.render_mode = render_mode
         self.observation_space = observation_box()

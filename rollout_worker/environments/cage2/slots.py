@@ -15,7 +15,7 @@ from rollout_worker.environments.cage2.options import (
     actions_named,
     observation_named,
 )
-from rollout_worker.environments.cage2.scenario import check_options, settings_of
+from rollout_worker.environments.cage2.scenario import DEFAULTS, Cage2Options, settings_of
 from rollout_worker.environments.cage2.spaces import shown_columns, spaces
 from rollout_worker.environments.cage2.state import OUTCOME, ROW, initial_row
 from rollout_worker.environments.cage2.tables import OBSERVATION_SIZE
@@ -26,39 +26,20 @@ StepResult = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_], ND
 class Cage2Slots:
     """Independent environments; any subset of them resets or steps in one compiled call.
 
-    `observation` and `actions` are names of `options`: "bits" are the 52 numbers of the challenge, "history"
-    is that of `defender_view`, "full" are the challenge's 145 actions, "compact" the 37 of `defender_view`.
-    "state" shows the true state beside the history (see `full_view`). Because that tells the steps left, an
-    episode then terminates at its end, where others are truncated.
-    Where actions are masked, the last entries of an observation tell which are legal. A scenario may name
-    red_agent, episode_length (at most `max_steps`), rules and green; what it leaves out is as given here. The
-    same seed and scenario give the same episode in any slot.
-
-    Raises:
-        ValueError: an option is unknown; the sentence names the allowed ones.
+    The same seed and scenario give the same episode in any slot. Because the observation "state" tells the
+    steps left, an episode then terminates at its end, where others are truncated.
     """
 
     ready_at: NDArray[np.float64] | None = None
 
-    def __init__(
-        self,
-        slots: int,
-        *,
-        rules: str = "current",
-        green: bool = False,
-        observation: str = "bits",
-        actions: str = "full",
-        max_steps: int = 100,
-        red_agent: str = "b_line",
-    ) -> None:
+    def __init__(self, slots: int, options: Cage2Options = DEFAULTS) -> None:
         if slots < 1:
             raise ValueError(f"slots is {slots}; it must be at least 1")
-        self._defaults = check_options(rules, green, observation, actions, max_steps, red_agent)
-        shown = spaces(observation=observation, actions=actions, max_steps=max_steps)
-        self.slots = slots
+        shown, observation, actions = spaces(options), options.observation, options.actions
+        self.slots, self._defaults = slots, options.scenario
         self.observation_size, self.actions, self.masked = shown.observation_size, shown.actions, shown.masked
         self.observation_dtype = np.dtype(np.uint8)
-        self.max_episode_steps = max_steps
+        self.max_episode_steps = shown.max_episode_steps
         self._viewed = (observation, actions) != ("bits", "full")
         chosen = actions_named(actions)
         self._compact, self._offered = chosen.compact, np.array(chosen.offered)

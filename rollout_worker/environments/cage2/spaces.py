@@ -1,4 +1,4 @@
-"""What the embedded CAGE-2 shows and accepts, known without importing numba."""
+"""What CAGE-2 shows and accepts, known without importing numba."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,23 +11,14 @@ from rollout_worker.environments.cage2.options import (
     actions_named,
     observation_named,
 )
-from rollout_worker.environments.cage2.scenario import check_options
+from rollout_worker.environments.cage2.scenario import Cage2Options
 
 
-def spaces(
-    *,
-    rules: str = "current",
-    green: bool = False,
-    observation: str = "bits",
-    actions: str = "full",
-    max_steps: int = 100,
-    red_agent: str = "b_line",
-) -> Spaces:
-    """Return the spaces of `Cage2Slots` built with these options. Raises ValueError for an unknown one."""
-    check_options(rules, green, observation, actions, max_steps, red_agent)
-    chosen = actions_named(actions)
-    choices, width = len(chosen.offered), observation_named(observation).width
-    return Spaces(width + chosen.masked * choices, "uint8", choices, chosen.masked, max_steps)
+def spaces(options: Cage2Options) -> Spaces:
+    """Return the spaces of environments that are built with these options."""
+    chosen = actions_named(options.actions)
+    choices, width = len(chosen.offered), observation_named(options.observation).width
+    return Spaces(width + chosen.masked * choices, "uint8", choices, chosen.masked, options.max_steps)
 
 
 def shown_columns(observation: str, actions: str) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from rollout_worker.environments.cage2.scenario import Cage2Options
 from rollout_worker.environments.cage2.single_env import Info, observation_box
 from rollout_worker.environments.cage2.slots import Cage2Slots
 from rollout_worker.environments.cage2.tables import BLUE_ACTIONS, OBSERVATION_SIZE
@@ -35,7 +36,8 @@ class Cage2VectorEnv(gymnasium.vector.VectorEnv[Observations, NDArray[np.int64],
         truth: bool = False,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
     ) -> None:
-        self._slots = Cage2Slots(num_envs, rules=rules, green=green, max_steps=max_steps, red_agent=red)
+        options = Cage2Options(rules=rules, green=green, max_steps=max_steps, red_agent=red)
+        self._slots = Cage2Slots(num_envs, options)
         self._mode = AutoresetMode(autoreset_mode)
         self._truth = truth
         self.num_envs = num_envs
