@@ -36,11 +36,12 @@ from learner.registry import Registry
 from protocol import VERSION
 from protocol.addresses import parse_address
 from protocol.codec import encode
-from protocol.messages import SlotReset, Step, Stepped, Welcome
+from protocol.messages import Welcome
 from protocol.sockets.frames import send_nowait
 from protocol.sockets.learner import LearnerSockets, bind_learner
 from protocol.sockets.worker import connect_step
 from protocol.specs import EnvironmentSpec, PolicySpec
+from protocol.step_messages import SlotReset, Step, Stepped
 from protocol.tickets import Ticket
 from rollout_worker.environments import registry
 from rollout_worker.options import WorkerOptions

@@ -26,11 +26,12 @@ import zmq
 from learner.access import Access
 from protocol.codec import decode, encode
 from protocol.keys import Keyring, PeerKey
-from protocol.messages import Episode, Step, Stepped, Version
+from protocol.messages import Episode, Version
 from protocol.sockets import Context, Socket
 from protocol.sockets.frames import receive_keyed, receive_nowait, send_nowait
 from protocol.sockets.learner import LearnerSockets, bind_learner
 from protocol.sockets.worker import Dialling, connect_episodes, connect_step
+from protocol.step_messages import Step, Stepped
 from protocol.tickets import Ticket
 from protocol.zap import Doorkeeper
 from rollout_worker.environments import registry

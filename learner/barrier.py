@@ -24,10 +24,11 @@ from learner.slots import NOBODY, deal
 from learner.traffic import Traffic
 from protocol.codec import decode, encode
 from protocol.errors import ProtocolError
-from protocol.messages import Message, Present, SlotReset, Step, Stepped
+from protocol.messages import Message
 from protocol.sockets import Socket
 from protocol.sockets.frames import send_nowait
 from protocol.specs import Spaces
+from protocol.step_messages import Present, SlotReset, Step, Stepped
 
 _NONE = np.empty(0, np.int64)
 _TURN_MILLISECONDS = 20

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.messages import Stepped
 from protocol.specs import Spaces
+from protocol.step_messages import Stepped
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.own_tickets import SESSION
-from protocol.messages import Episode, SlotReset, Version
+from protocol.messages import Episode, Version
 from protocol.specs import EnvironmentSpec
+from protocol.step_messages import SlotReset
 from protocol.tickets import Ticket, action_key
 
 NOBODY = -1

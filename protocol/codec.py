@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 
 from protocol import PROTOCOL_MAJOR, PROTOCOL_MINOR, templates
 from protocol.errors import FrameTooLarge, ProtocolError, VersionMismatch
-from protocol.messages import Message, Step, Stepped
+from protocol.messages import Message
 from protocol.schema import DEFAULT, MESSAGES, Body, Limits, check_booleans
+from protocol.step_messages import Step, Stepped
 
 __all__ = ["DEFAULT", "Limits", "decode", "encode"]
 

@@ -1,4 +1,4 @@
-"""Every message, as one frozen dataclass each, and one union per direction.
+"""Messages, as one frozen dataclass each, and one union per direction; `step_messages` has more of them.
 
 Evolution: new fields have defaults and go last; types never change; a removed field raises the major version.
 `Ranges` are half-open intervals of ticket numbers, sorted and disjoint: ((0, 5), (7, 9)) is 0-4, 7, 8.
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.specs import EnvironmentSpec, PolicySpec, Spaces
+from protocol.step_messages import OnStep
 from protocol.tickets import SequenceName, Ticket
 
 Ranges = tuple[tuple[int, int], ...]
@@ -285,77 +286,10 @@ class Episode:
         return ""
 
 
-@dataclass(frozen=True, slots=True)
-class SlotReset:
-    """A slot to begin anew: reset from its ticket, then take `actions` [m] one after the other.
-
-    With m > 0 the episode goes on here after its host was lost; the last of them is this round's action.
-    """
-
-    slot: int
-    ticket: Ticket
-    actions: NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Learner to worker, sync mode: advance these slots, each once, and answer when all have.
-
-    Arrays: `slots` [k] int32 and `actions` [k] int64; the slots of `resets` come beside them.
-    """
-
-    incarnation: int
-    number: int
-    """Counts the steps sent in this incarnation, to whomever: one answer belongs to each."""
-    slots: NDArray[np.int32]
-    actions: NDArray[np.int64]
-    resets: tuple[SlotReset, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Stepped:
-    """Worker to learner, sync mode: what became of the slots of a `Step`, the stepped first, then the reset.
-
-    Arrays over n = k + resets rows: `observations` [n, observation_size], `rewards` [n] float32, `terminated`
-    and `truncated` [n] bool, and `digests` [n] uint32: of a reset with actions, the CRC-32 of the bytes of
-    all observations before the last action, which tells an environment that does not reproduce; else 0.
-    """
-
-    session: str
-    incarnation: int
-    number: int
-    observations: NDArray[Any]
-    rewards: NDArray[np.float32]
-    terminated: NDArray[np.bool_]
-    truncated: NDArray[np.bool_]
-    digests: NDArray[np.uint32]
-    failures: tuple[SlotFailure, ...] = ()
-    """Slots whose environment raised; their rows above mean nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class SlotFailure:
-    """A slot whose environment raised, with the error in one line."""
-
-    slot: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Present:
-    """Worker to learner, first on its step socket, so that the ROUTER knows the way to this session."""
-
-    session: str
-    incarnation: int
-
-
 ToLearner = Hello | Heartbeat | SnapshotRequest | Goodbye | LogLines | Query | Command | LogRequest
 """On the control socket, from a worker or a command."""
 
 ToWorker = Welcome | Refuse | HelloAgain | Answer | Weights | Goodbye | LogRequest | Report
 """On the control socket, from the learner; Weights also on the weights socket."""
-
-OnStep = Step | Stepped | Present
-"""On the step socket, sync mode."""
 
 Message = ToLearner | ToWorker | Episode | OnStep

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.errors import ProtocolError
-from protocol.messages import Episode, Grant, Message, Ranges, SlotReset, Step, Stepped, Weights
+from protocol.messages import Episode, Grant, Message, Ranges, Weights
 from protocol.ranges import check_ranges
+from protocol.step_messages import SlotReset, Step, Stepped
 
 MOST_INTEGER = 2**63 - 1
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from protocol.errors import ProtocolError
-from protocol.messages import Message, Step, Stepped
+from protocol.messages import Message
 from protocol.schema import CHECKS, DEFAULT, MOST_INTEGER, check_booleans
+from protocol.step_messages import Step, Stepped
 
 NUMBER_BYTES = 8
 WIDE = MOST_INTEGER + 1

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from protocol.codec import decode, encode
 from protocol.errors import FleetError, ProtocolError
-from protocol.messages import Present, SlotFailure, SlotReset, Step, Stepped
 from protocol.sockets import Socket
 from protocol.sockets.frames import receive_soon, send_nowait
 from protocol.sockets.worker import redial
 from protocol.specs import EnvironmentSpec
+from protocol.step_messages import Present, SlotFailure, SlotReset, Step, Stepped
 from protocol.tickets import environment_seed
 from rollout_worker.environments import registry
 from rollout_worker.environments.delayed_slots import DelayedSlots

@@ -12,18 +12,9 @@ import zmq
 
 from protocol import VERSION
 from protocol.codec import decode, encode
-from protocol.messages import (
-    Goodbye,
-    Heartbeat,
-    Hello,
-    Holdings,
-    Present,
-    Query,
-    Report,
-    SnapshotRequest,
-    Stepped,
-)
+from protocol.messages import Goodbye, Heartbeat, Hello, Holdings, Query, Report, SnapshotRequest
 from protocol.sockets.frames import send_nowait
+from protocol.step_messages import Present, Stepped
 from tests.end_to_end.fleet_processes import Fleet
 
 EPISODES = 1200

@@ -32,16 +32,15 @@ from protocol.messages import (
     Hello,
     Holdings,
     LogRequest,
-    Present,
     Query,
     SnapshotRequest,
-    Stepped,
     Version,
     Welcome,
 )
 from protocol.sockets import Context, Socket
 from protocol.sockets.frames import receive_nowait, send_nowait
 from protocol.sockets.worker import Dialling, connect_control, connect_episodes, connect_step, connect_weights
+from protocol.step_messages import Present, Stepped
 from protocol.tickets import Ticket
 from rollout_worker.environments import registry
 from tests.end_to_end.fleet_processes import DEADLINE_SECONDS, Fleet

@@ -16,24 +16,11 @@ from numpy.typing import NDArray
 
 from protocol.addresses import Ports
 from protocol.codec import decode, encode
-from protocol.messages import (
-    Built,
-    Goodbye,
-    Heartbeat,
-    Hello,
-    Holdings,
-    Message,
-    Present,
-    Refuse,
-    SlotFailure,
-    SlotReset,
-    Step,
-    Stepped,
-    Welcome,
-)
+from protocol.messages import Built, Goodbye, Heartbeat, Hello, Holdings, Message, Refuse, Welcome
 from protocol.sockets.frames import receive_nowait, send_nowait
 from protocol.sockets.worker import connect_control, connect_step
 from protocol.specs import Spaces
+from protocol.step_messages import Present, SlotFailure, SlotReset, Step, Stepped
 from protocol.tickets import Ticket
 
 SPACES = Spaces(observation_size=4, observation_dtype="uint8", actions=3, masked=False, max_episode_steps=9)

@@ -13,9 +13,10 @@ import zmq
 
 from learner.barrier import Barrier, Watchers
 from protocol.errors import ProtocolError
-from protocol.messages import Query, SlotReset
+from protocol.messages import Query
 from protocol.sockets.frames import send_nowait
 from protocol.sockets.learner import LearnerSockets, bind_learner
+from protocol.step_messages import SlotReset
 from protocol.tickets import Ticket
 from tests.learner.scripted_hosts import SPACES, ScriptedHost, observation, reward
 

@@ -21,10 +21,11 @@ from learner.step_hook import Hook, Round
 from learner.step_record import StepRecorder, read_record
 from learner.synchronous import NOT_REPRODUCIBLE, SynchronousCollector
 from protocol.codec import encode
-from protocol.messages import Arrays, Episode, Stepped, Version, Welcome
+from protocol.messages import Arrays, Episode, Version, Welcome
 from protocol.sockets.learner import bind_learner
 from protocol.sockets.worker import connect_episodes
 from protocol.specs import EnvironmentSpec
+from protocol.step_messages import Stepped
 from tests.learner.scripted_hosts import SPACES, ScriptedHost, length, observation, reward
 
 ENVIRONMENT = EnvironmentSpec("toy", {}, SPACES, evaluate_scenarios=({}, {"greedy": True}))

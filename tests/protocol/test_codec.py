@@ -31,13 +31,11 @@ from protocol.messages import (
     Query,
     Ranges,
     Report,
-    SlotReset,
-    Step,
-    Stepped,
     Version,
     Weights,
 )
 from protocol.ranges import to_ranges
+from protocol.step_messages import SlotReset, Step, Stepped
 from protocol.tickets import Ticket
 
 KINDS = get_args(Message)

@@ -53,6 +53,7 @@ HEARS_THE_NETWORK = (
     "protocol/codec.py",
     "protocol/schema.py",
     "protocol/messages.py",
+    "protocol/step_messages.py",
     "protocol/templates.py",
     "protocol/zap.py",
     "learner/admission.py",

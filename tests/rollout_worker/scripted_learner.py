@@ -24,11 +24,7 @@ from protocol.messages import (
     Hello,
     HelloAgain,
     Holdings,
-    Present,
-    SlotReset,
     SnapshotRequest,
-    Step,
-    Stepped,
     TicketRanges,
     ToWorker,
     Version,
@@ -39,6 +35,7 @@ from protocol.ranges import IntervalSet, to_ranges
 from protocol.sockets.frames import receive_nowait, send_nowait
 from protocol.sockets.learner import LearnerSockets, bind_learner
 from protocol.specs import EnvironmentSpec, PolicySpec
+from protocol.step_messages import Present, SlotReset, Step, Stepped
 
 
 @dataclass

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from protocol.codec import decode, encode
 from protocol.errors import ProtocolError
-from protocol.messages import HelloAgain, OnStep, Present, SlotReset, Step, Stepped
+from protocol.messages import HelloAgain
 from protocol.sockets import Context, Socket
 from protocol.sockets.frames import receive_nowait
 from protocol.sockets.learner import bind_step
 from protocol.sockets.worker import connect_step
 from protocol.specs import EnvironmentSpec, Spaces
+from protocol.step_messages import OnStep, Present, SlotReset, Step, Stepped
 from protocol.tickets import Ticket, environment_seed
 from rollout_worker.environments import registry
 from rollout_worker.environments.slots import SlotEnvironments, SlotFailures, StepResult

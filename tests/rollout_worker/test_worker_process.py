@@ -18,8 +18,9 @@ import psutil
 import pytest
 
 from protocol.codec import encode
-from protocol.messages import Hello, Refuse, SlotReset, Step, Version, Weights
+from protocol.messages import Hello, Refuse, Version, Weights
 from protocol.specs import EnvironmentSpec, PolicySpec
+from protocol.step_messages import SlotReset, Step
 from protocol.tickets import Ticket
 from rollout_worker.environments import registry
 from rollout_worker.events import ExitCode
