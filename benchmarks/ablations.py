@@ -85,7 +85,7 @@ def train(run: RunConfig, environment: EnvironmentSpec) -> tuple[PolicySpec, Arr
     """Train from scratch in this process; return the policy and its last weights."""
     from learner.models import policy_spec
     from learner.trainer import Trainer
-    from rollout_worker.player import play
+    from rollout_worker.rollout import play
 
     ppo = PPOConfig()
     policy = policy_spec(environment, ppo)
@@ -107,7 +107,7 @@ def evaluate(
     environment: EnvironmentSpec, policy: PolicySpec, weights: Arrays, seed: int, episodes: int
 ) -> list[float]:
     """Return the mean return of each cell, over so many fresh episodes played greedily."""
-    from rollout_worker.player import play
+    from rollout_worker.rollout import play
 
     cells = cage2_cells(RunConfig().red_agents)
     spec = replace(environment, evaluate_scenarios=tuple({**cell, "greedy": True} for cell in cells))

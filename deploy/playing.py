@@ -165,7 +165,7 @@ def _tickets(numbers: range) -> Iterator[Ticket]:
 
 
 def _play(playable: Playable, tickets: Iterator[Ticket], slots: int) -> Iterator[tuple[int, float]]:
-    from rollout_worker.player import play
+    from rollout_worker.rollout import play
 
     for episode in play(
         playable.environment, playable.policy, playable.arrays, playable.seed, tickets, slots=slots

@@ -13,6 +13,11 @@ Scenario = Mapping[str, Any]
 """Options of one episode, such as {"red_agent": "b_line", "episode_length": 100}; plain msgpack values."""
 
 
+def without_greedy(scenario: Scenario) -> tuple[Scenario, bool]:
+    """Split a scenario into the environment's part and whether the most probable action is played."""
+    return {key: value for key, value in scenario.items() if key != "greedy"}, bool(scenario.get("greedy"))
+
+
 @dataclass(frozen=True, slots=True)
 class Spaces:
     """What an environment shows and accepts, after flattening.

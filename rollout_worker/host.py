@@ -15,13 +15,18 @@ from protocol.errors import FleetError, ProtocolError
 from protocol.sockets import Socket
 from protocol.sockets.frames import receive_soon, send_nowait
 from protocol.sockets.worker import redial
-from protocol.specs import EnvironmentSpec
+from protocol.specs import EnvironmentSpec, without_greedy
 from protocol.step_messages import Present, SlotFailure, SlotReset, Step, Stepped
 from protocol.tickets import environment_seed
 from rollout_worker.environments import registry
 from rollout_worker.environments.delayed_slots import DelayedSlots
-from rollout_worker.environments.slots import RAISED, SlotEnvironments, SlotFailures, StepResult
-from rollout_worker.player import failure_reason, without_greedy
+from rollout_worker.environments.slots import (
+    RAISED,
+    SlotEnvironments,
+    SlotFailures,
+    StepResult,
+    failure_reason,
+)
 
 logger = logging.getLogger(__name__)
 

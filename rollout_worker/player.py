@@ -5,28 +5,26 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.errors import FleetError
-from protocol.messages import LARGEST, Arrays, Episode, Failure, Version
-from protocol.specs import EnvironmentSpec, PolicySpec, Scenario
-from protocol.tickets import SequenceName, Ticket, action_key, action_uniforms, environment_seed
-from rollout_worker.environments import registry
-from rollout_worker.environments.slots import RAISED, SlotEnvironments, SlotFailures
+from protocol.messages import LARGEST, Episode, Failure, Version
+from protocol.specs import EnvironmentSpec, Scenario, without_greedy
+from protocol.tickets import SequenceName, Ticket, action_key, environment_seed
+from rollout_worker.environments.slots import RAISED, SlotEnvironments, SlotFailures, failure_reason
+from rollout_worker.open_episodes import OpenEpisodes
 from rollout_worker.policy import Policy
 from rollout_worker.repetition import compared
+from rollout_worker.slot_policies import SlotPolicies
 
 logger = logging.getLogger(__name__)
 
-_FIRST_CAPACITY_STEPS = 128
 _MOST_DELAYED_ROWS = 16
 """Delayed slots that step together at most: each waits for the whole pass, and few cost little more."""
-_REASON_CHARACTERS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +91,7 @@ class Player:
         """Slots that made their last step, and whether it terminated."""
         self._begun = self._stepping = np.empty(0, np.int64)
         """Slots that began, and those of them that are not over."""
-        self._policies: list[Policy] = []
-        self._policy_of = np.zeros(slots, np.int64)
-        """Places in `_policies`."""
-        self._at = np.zeros(slots, np.int64)
-        self._keys = np.zeros(slots, np.uint64)
-        self._greedy = np.zeros(slots, np.bool_)
-        capacity = min(environments.max_episode_steps, _FIRST_CAPACITY_STEPS)
-        size, dtype = environments.observation_size, environments.observation_dtype
-        self._observations = np.zeros((slots, capacity + 1, size), dtype)
-        self._actions = np.zeros((slots, capacity), np.min_scalar_type(environments.actions - 1))
-        self._rewards = np.zeros((slots, capacity), np.float32)
-        self._log_probs = np.zeros((slots, capacity), np.float32)
-        self._uniforms = np.zeros((slots, capacity))
+        self._policies, self._episodes = SlotPolicies(slots), OpenEpisodes(environments)
         self._scenarios: dict[SequenceName, list[tuple[Scenario, bool]]] = {
             "train": [without_greedy(scenario) for scenario in spec.train_scenarios],
             "evaluate": [without_greedy(scenario) for scenario in spec.evaluate_scenarios],
@@ -176,34 +162,30 @@ class Player:
 
     def _begin(self) -> list[Failure]:
         slots, self._beginning = np.array(self._beginning, np.int64), []
-        seeds, scenarios = np.zeros(len(slots), np.uint64), []
+        seeds, keys, scenarios = np.zeros(len(slots), np.uint64), np.zeros(len(slots), np.uint64), []
         for row, slot in enumerate(slots.tolist()):
             ticket = self._plays[slot].ticket
             seeds[row] = environment_seed(self._run_seed, ticket)
-            self._keys[slot] = action_key(self._run_seed, ticket)
+            keys[row] = action_key(self._run_seed, ticket)
             choices = self._scenarios[ticket.sequence]
-            scenario, self._greedy[slot] = choices[ticket.number % len(choices)]
+            scenario, self._policies.greedy[slot] = choices[ticket.number % len(choices)]
             scenarios.append(scenario)
         errors: dict[int, BaseException] = {}
         try:
-            self._observations[slots, 0] = self._environments.reset(slots, seeds, scenarios)
+            self._episodes.begin(slots, keys, self._environments.reset(slots, seeds, scenarios))
         except SlotFailures as failures:
-            self._observations[slots, 0], errors = failures.result, dict(failures.errors)
+            self._episodes.begin(slots, keys, failures.result)
+            errors = dict(failures.errors)
         except RAISED as error:
             errors = dict.fromkeys(slots.tolist(), error)
-        self._at[slots] = 0
-        # Whole episodes at once: a draw for a few slots costs as much as one for all their steps.
-        self._uniforms[slots] = self._drawn(self._keys[slots])
         self.begun += len(slots) - len(errors)
         failed = [self._fail(slot, error) for slot, error in errors.items()]
         self._regroup()
         return failed
 
     def _step(self, slots: NDArray[np.int64]) -> list[Failure]:
-        steps = self._at[slots]
-        if int(steps.max()) == self._rewards.shape[1]:
-            self._grow()
-        actions, log_probs = self._act(slots, steps)
+        steps = self._episodes.steps[slots]
+        actions, log_probs = self._policies.act(slots, *self._episodes.inputs(slots, steps))
         errors: dict[int, BaseException] = {}
         try:
             result = self._environments.step(slots, actions)
@@ -212,12 +194,7 @@ class Player:
         except RAISED as error:
             return [self._fail(slot, error) for slot in slots.tolist()]
         observations, rewards, terminated, truncated = result
-        after = steps + 1
-        self._observations[slots, after] = observations
-        self._actions[slots, steps] = actions
-        self._rewards[slots, steps] = rewards
-        self._log_probs[slots, steps] = log_probs
-        self._at[slots] = after
+        after = self._episodes.add(slots, steps, actions, log_probs, observations, rewards)
         self.steps += len(slots)
         truncated = truncated | (after >= self._environments.max_episode_steps)
         if self._on_step is not None:
@@ -231,25 +208,8 @@ class Player:
         over = [slot for slot in self._over if ready_at is None or ready_at[slot] <= now]
         return [ended for slot in over for ended in self._finish(slot, self._over[slot])]
 
-    def _act(
-        self, slots: NDArray[np.int64], steps: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        observations = self._observations[slots, steps]
-        uniforms = self._uniforms[slots, steps]
-        greedy = self._greedy[slots] if self._greedy[slots].any() else None
-        if len(self._policies) == 1:
-            return self._policies[0].act(observations, uniforms, greedy)
-        actions, log_probs = np.empty(len(slots), np.int64), np.empty(len(slots), np.float32)
-        places = self._policy_of[slots]
-        for place, policy in enumerate(self._policies):
-            if len(rows := np.flatnonzero(places == place)):
-                actions[rows], log_probs[rows] = policy.act(
-                    observations[rows], uniforms[rows], None if greedy is None else greedy[rows]
-                )
-        return actions, log_probs
-
     def _finish(self, slot: int, terminated: bool) -> list[Episode | Failure]:
-        play, length = self._plays[slot], int(self._at[slot])
+        play = self._plays[slot]
         episode = Episode(
             run=self._run,
             session=self._session,
@@ -257,10 +217,7 @@ class Player:
             version=play.version,
             terminated=terminated,
             seconds=time.perf_counter() - play.began_at,
-            observations=self._observations[slot, : length + 1].copy(),
-            actions=self._actions[slot, :length].copy(),
-            rewards=self._rewards[slot, :length].copy(),
-            log_probs=self._log_probs[slot, :length].copy(),
+            **self._episodes.arrays(slot),
         )
         if name := episode.out_of_range():
             error = f"the environment's {name} are not all finite numbers within {LARGEST:g}"
@@ -295,31 +252,15 @@ class Player:
             self._beginning.remove(slot)
 
     def _regroup(self) -> None:
-        """Let idle slots play what waits for one; sort those that began, and note whose policy they play."""
+        """Let idle slots play what waits for one; sort those that began, and assign their policies."""
         for slot in list(self._again):
             others = [idle for idle in self._idle if idle != slot or self._environments.slots == 1]
             if others:
                 self._give(others[0], self._again.pop(slot))
         begun = sorted(self._plays.keys() - set(self._beginning))
-        self._policies = list({id(policy := self._plays[slot].policy): policy for slot in begun}.values())
-        places = {id(policy): place for place, policy in enumerate(self._policies)}
-        for slot in begun:
-            self._policy_of[slot] = places[id(self._plays[slot].policy)]
+        self._policies.assign({slot: self._plays[slot].policy for slot in begun})
         self._begun = np.array(begun, np.int64)
         self._stepping = np.array([slot for slot in begun if slot not in self._over], np.int64)
-
-    def _grow(self) -> None:
-        """Double the steps that an episode may have."""
-        more = min(self._rewards.shape[1], self._environments.max_episode_steps - self._rewards.shape[1])
-        for name in ("_observations", "_actions", "_rewards", "_log_probs"):
-            array = getattr(self, name)
-            room = np.zeros((array.shape[0], more, *array.shape[2:]), array.dtype)
-            setattr(self, name, np.concatenate((array, room), axis=1))
-        self._uniforms = self._drawn(self._keys)
-
-    def _drawn(self, keys: NDArray[np.uint64]) -> NDArray[np.float64]:
-        """Return the action uniforms of episodes [k, capacity]."""
-        return action_uniforms(keys[:, np.newaxis], np.arange(self._rewards.shape[1]))
 
     def _show(
         self,
@@ -329,66 +270,22 @@ class Player:
         errors: dict[int, BaseException],
     ) -> None:
         assert self._on_step is not None
+        episodes = self._episodes
         for row, slot in enumerate(slots.tolist()):
             if slot in errors:
                 continue
-            number = int(self._at[slot]) - 1
+            number = int(episodes.steps[slot]) - 1
             self._on_step(
                 Step(
                     environments=self._environments,
                     slot=slot,
                     ticket=self._plays[slot].ticket,
                     number=number,
-                    observation=self._observations[slot, number + 1],
-                    action=int(self._actions[slot, number]),
-                    log_prob=float(self._log_probs[slot, number]),
-                    reward=float(self._rewards[slot, number]),
+                    observation=episodes.observations[slot, number + 1],
+                    action=int(episodes.actions[slot, number]),
+                    log_prob=float(episodes.log_probs[slot, number]),
+                    reward=float(episodes.rewards[slot, number]),
                     terminated=bool(terminated[row]),
                     truncated=bool(truncated[row]),
                 )
             )
-
-
-def play(
-    spec: EnvironmentSpec,
-    policy_spec: PolicySpec,
-    arrays: Arrays,
-    run_seed: int,
-    tickets: Iterable[Ticket],
-    *,
-    slots: int = 50,
-    version: int = 0,
-    on_step: Callable[[Step], None] | None = None,
-) -> Iterator[Episode]:
-    """Play tickets in this process, taken in order, under one policy; yield episodes as they end.
-
-    The environment's delays are left out.
-    FleetError where the environment raises (its traceback is in the log), UserError where it cannot be built,
-    ProtocolError where the arrays do not fit the policy.
-    """
-    policy = Policy(policy_spec, arrays)
-    player = Player(registry.build(replace(spec, step_delay=""), slots), spec, run_seed, on_step=on_step)
-    waiting = iter(tickets)
-    try:
-        while True:
-            while player.idle and (ticket := next(waiting, None)) is not None:
-                player.start(ticket, Version(0, version), policy)
-            if not player.playing:
-                return
-            for ended in player.advance():
-                if isinstance(ended, Failure):
-                    raise FleetError(f"ticket {ended.ticket} failed: {ended.reason}")
-                yield ended
-    finally:
-        player.close()
-
-
-def failure_reason(error: BaseException) -> str:
-    """Return what an environment raised in one short line."""
-    first_line = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first_line}"[:_REASON_CHARACTERS]
-
-
-def without_greedy(scenario: Scenario) -> tuple[Scenario, bool]:
-    """Split a scenario into the environment's part and whether the most probable action is played."""
-    return {key: value for key, value in scenario.items() if key != "greedy"}, bool(scenario.get("greedy"))

@@ -194,8 +194,8 @@ def step_seconds(spec: EnvironmentSpec) -> float:
     """
     import numpy as np
 
+    from protocol.specs import without_greedy
     from rollout_worker.environments import registry
-    from rollout_worker.player import without_greedy
 
     environments = registry.build(replace(spec, step_delay=""), 1)
     slot, means = np.zeros(1, np.int64), []

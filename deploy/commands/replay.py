@@ -37,7 +37,7 @@ def replay(
     under = None if version is None else number(int, "--version", version, Range(0))
 
     from rollout_worker.environments.registry import allow
-    from rollout_worker.player import play
+    from rollout_worker.rollout import play
 
     allow(allow_env or ())
     folder, wanted = find_run(run), parse_ticket(ticket)

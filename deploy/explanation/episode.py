@@ -23,8 +23,9 @@ def annotated(playable: Playable, ticket: Ticket, names: Sequence[str]) -> dict[
     out of the observation, and all else left: positive speaks for it, negative against it.
     """
     from deploy.commands.replay import describe
-    from rollout_worker.player import Step, play
+    from rollout_worker.player import Step
     from rollout_worker.policy import Policy
+    from rollout_worker.rollout import play
 
     told: list[str] = []
 

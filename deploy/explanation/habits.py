@@ -19,7 +19,7 @@ _APART = 0.5
 
 def played(playable: Playable, per_scenario: int) -> dict[str, list[Episode]]:
     """Return episodes of all evaluate scenarios by red agent; by "" in environments without one."""
-    from rollout_worker.player import play
+    from rollout_worker.rollout import play
 
     spec = playable.environment
     tickets = [Ticket("evaluate", number) for number in range(per_scenario * len(spec.evaluate_scenarios))]

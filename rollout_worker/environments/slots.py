@@ -10,10 +10,15 @@ from numpy.typing import NDArray
 
 StepResult = tuple[NDArray[Any], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]
 """Observations [k, observation_size], rewards [k], terminated [k], truncated [k]."""
-
-
 RAISED = (Exception, SystemExit)
 """What an environment may raise at the cost of its ticket only; its SystemExit does not end the worker."""
+_REASON_CHARACTERS = 300
+
+
+def failure_reason(error: BaseException) -> str:
+    """Return what an environment raised in one short line."""
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line}"[:_REASON_CHARACTERS]
 
 
 class SlotFailures(Exception):

@@ -18,12 +18,14 @@ from deploy.exits import Exit
 from deploy.export.blue_agent import History
 from deploy.playable import Playable
 from learner.checkpoints import load
+from protocol.specs import without_greedy
 from protocol.tickets import Ticket, environment_seed
 from rollout_worker.environments.cage2 import defender_view
 from rollout_worker.environments.cage2.options import HISTORY_PARTS, HISTORY_SIZE
 from rollout_worker.environments.cage2.scenario import Cage2Options
 from rollout_worker.environments.cage2.slots import Cage2Slots
-from rollout_worker.player import Step, play, without_greedy
+from rollout_worker.player import Step
+from rollout_worker.rollout import play
 from tests.deploy.made_checkpoint import made_checkpoint
 from tests.fake_cyborg import challenge_2, write_package
 

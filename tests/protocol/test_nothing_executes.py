@@ -72,7 +72,9 @@ HEARS_THE_NETWORK = (
     "rollout_worker/environments/registry.py",
     "rollout_worker/host.py",
     "rollout_worker/membership.py",
+    "rollout_worker/open_episodes.py",
     "rollout_worker/player.py",
+    "rollout_worker/slot_policies.py",
     "rollout_worker/tickets.py",
     "rollout_worker/versions.py",
 )

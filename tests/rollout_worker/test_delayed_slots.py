@@ -19,8 +19,9 @@ from rollout_worker.environments import registry
 from rollout_worker.environments.delayed_slots import DelayedSlots
 from rollout_worker.environments.delays import parse
 from rollout_worker.environments.slots import SlotFailures
-from rollout_worker.player import Player, play
+from rollout_worker.player import Player
 from rollout_worker.probe import probe
+from rollout_worker.rollout import play
 from tests.rollout_worker.scripted_learner import ScriptedLearner, made_up_weights
 from tests.rollout_worker.test_delays import sample
 from tests.rollout_worker.test_player import POLICIES, SPEC, Walk, run, same, train

@@ -14,9 +14,8 @@ from protocol.errors import FleetError
 from protocol.messages import Arrays, Episode, Failure, Version
 from protocol.specs import EnvironmentSpec, PolicySpec, Spaces
 from protocol.tickets import Ticket, mix64
-from rollout_worker.environments import registry
 from rollout_worker.environments.slots import SlotFailures, StepResult
-from rollout_worker.player import Player, Step, play
+from rollout_worker.player import Player, Step
 from rollout_worker.policy import Policy
 from rollout_worker.probe import probe
 
@@ -275,32 +274,6 @@ def test_greedy_scenarios_play_the_most_probable_action() -> None:
     assert (episode.actions == greedy).all()
 
 
-def test_play_yields_episodes_of_a_registered_environment_and_shows_their_steps() -> None:
-    spaces = registry.describe("CartPole-v1", {})
-    spec, policy = EnvironmentSpec("CartPole-v1", {}, spaces), PolicySpec(4, 2)
-    arrays = {name: np.full(shape, 0.01, np.float32) for name, shape in policy.shapes().items()}
-    seen: list[Step] = []
-    episodes = list(play(spec, policy, arrays, 1, train(0, 1, 2), slots=2, version=5, on_step=seen.append))
-    assert {episode.ticket for episode in episodes} == set(train(0, 1, 2))
-    for episode in episodes:
-        steps = [step for step in seen if step.ticket == episode.ticket]
-        assert [step.number for step in steps] == list(range(episode.length))
-        assert [step.action for step in steps] == episode.actions.tolist()
-        assert [step.reward for step in steps] == episode.rewards.tolist()
-        assert steps[-1].terminated and episode.version.number == 5
-    with pytest.raises(FleetError, match=r"ticket train:0 failed: ValueError: .*not a number"):
-        list(
-            play(
-                replace(spec, train_scenarios=({"low": "not a number"},)),
-                policy,
-                arrays,
-                1,
-                train(0),
-                slots=1,
-            )
-        )
-
-
 def test_the_probe_is_the_same_for_any_number_of_slots_and_differs_with_the_environment() -> None:
     probes = {probe(Walk(slots), SPEC, POLICY) for slots in (1, 3, 50)}
     assert len(probes) == 1
@@ -310,17 +283,3 @@ def test_the_probe_is_the_same_for_any_number_of_slots_and_differs_with_the_envi
     broken.reset = lambda slots, seeds, scenarios: 1 / 0  # type: ignore[method-assign,assignment,return-value]  # raises
     with pytest.raises(FleetError, match="cannot begin an episode: ZeroDivisionError"):
         probe(broken, SPEC, POLICY)
-
-
-def test_cage2_plays_from_the_registry() -> None:
-    spaces = registry.describe("cage2", {}, 30)
-    scenarios = ({"red_agent": "b_line"}, {"red_agent": "meander", "episode_length": 20})
-    spec = EnvironmentSpec("cage2", {}, spaces, train_scenarios=scenarios)
-    policy = PolicySpec(spaces.inputs, spaces.actions, masked=True)
-    arrays = {name: np.zeros(shape, np.float32) for name, shape in policy.shapes().items()}
-    episodes = {
-        episode.ticket.number: episode for episode in play(spec, policy, arrays, 1, train(0, 1, 2), slots=3)
-    }
-    assert [episodes[number].length for number in range(3)] == [30, 20, 30]
-    masks = episodes[0].observations[:-1, policy.inputs :]
-    np.testing.assert_allclose(episodes[0].log_probs, -np.log(masks.sum(axis=1)), rtol=1e-5)

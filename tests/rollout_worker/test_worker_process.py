@@ -25,7 +25,7 @@ from protocol.tickets import Ticket
 from rollout_worker.environments import registry
 from rollout_worker.events import ExitCode
 from rollout_worker.host import Host
-from rollout_worker.player import play
+from rollout_worker.rollout import play
 from tests.rollout_worker.scripted_learner import ScriptedLearner, made_up_weights, numbers
 
 CARTPOLE = EnvironmentSpec("CartPole-v1", {}, registry.describe("CartPole-v1", {}))
