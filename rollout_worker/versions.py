@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from protocol.messages import Version
-from rollout_worker.events import Instruction, Release
+from protocol.messages import SnapshotRequest, Version
+from rollout_worker.events import Instruction, Release, Send
 from rollout_worker.tickets import Terms, Tickets
 
 SNAPSHOT_GRACE_SECONDS, SNAPSHOT_RETRY_SECONDS = 0.1, 1.0
@@ -18,11 +18,10 @@ RECENT_VERSIONS = 3
 class Versions:
     """Versions of all incarnations that are `held`, and what is known of those of the present one."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, session: str, now: float) -> None:
         self.incarnation = 0
         self.held: set[Version] = set()
-        self._published = self._awaited = 0
-        self._awaited_since = now
+        self._session, self._published, self._awaited, self._awaited_since = session, 0, 0, now
         self._asked: dict[int | None, float] = {}
         """When a version was asked for; None is the newest."""
 
@@ -66,7 +65,18 @@ class Versions:
             self.held.intersection_update(needed)
             yield Release(released)
 
-    def missing(self, tickets: Tickets) -> set[int | None]:
+    def ask_at(self, tickets: Tickets) -> float:
+        """Return when to ask for something next; infinite where nothing is missing."""
+        return min((self._ask_at(version) for version in self._missing(tickets)), default=math.inf)
+
+    def ask(self, tickets: Tickets, now: float) -> Iterator[Instruction]:
+        """Ask for what is missing, as far as it is time."""
+        for version in self._missing(tickets):
+            if now >= self._ask_at(version):
+                self._asked[version] = now
+                yield Send(SnapshotRequest(self._session, version))
+
+    def _missing(self, tickets: Tickets) -> set[int | None]:
         """Return the versions to ask for; None is the newest."""
         newest = self._newest_number()
         exact = {t.version for t in tickets.queued.values() if t.exact and self.version_for(t) is None}
@@ -75,16 +85,11 @@ class Versions:
             missing.add(None)
         return missing
 
-    def ask_at(self, version: int | None) -> float:
-        """Return when to ask for a version that is missing."""
+    def _ask_at(self, version: int | None) -> float:
         newest = self._newest_number()
         coming = newest >= 0 and (version is None or version > newest)
         earliest = self._awaited_since + SNAPSHOT_GRACE_SECONDS if coming else -math.inf
         return max(earliest, self._asked.get(version, -math.inf) + SNAPSHOT_RETRY_SECONDS)
-
-    def asked(self, version: int | None, now: float) -> None:
-        """Note that it was asked for."""
-        self._asked[version] = now
 
     def _newest_number(self) -> int:
         return -1 if (newest := self.newest) is None else newest.number

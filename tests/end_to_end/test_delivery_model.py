@@ -419,7 +419,7 @@ class World:
         for _ in range(30):
             self.play(update=False, checkpoint=False)
         for worker in self.workers.values():
-            held = tickets_in(worker.membership.holdings())
+            held = tickets_in(worker.membership.tickets.holdings())
             assert worker.frozen or not held, f"{worker.session} still holds {held}"
 
 

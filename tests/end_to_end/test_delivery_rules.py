@@ -28,7 +28,6 @@ from learner.tickets import TicketOffice
 from protocol.messages import Built, Version, Weights
 from protocol.tickets import Ticket
 from rollout_worker.events import BuildDone, Instruction, Push
-from rollout_worker.membership import Membership
 from rollout_worker.tickets import Tickets
 from rollout_worker.versions import Versions
 from tests.end_to_end.test_delivery_model import (
@@ -149,7 +148,7 @@ def empty(*arguments: object) -> list[Ticket]:
     return []
 
 
-def ask_for_nothing(membership: Membership) -> set[int | None]:
+def ask_for_nothing(versions: Versions, tickets: Tickets) -> set[int | None]:
     return set()
 
 
@@ -302,7 +301,7 @@ RULES: list[Rule] = [
     ("what may be lost is pushed again", Patient, Tickets, "unacknowledged", empty),
     ("what is dropped is forgotten", Patient, Tickets, "drop", no_instructions),
     ("a ticket begins under weights that it allows", ExactDelivery, Versions, "version_for", newest),
-    ("weights that did not come are asked for", Patient, Membership, "_missing", ask_for_nothing),
+    ("weights that did not come are asked for", Patient, Versions, "_missing", ask_for_nothing),
 ]
 
 

@@ -70,6 +70,8 @@ HEARS_THE_NETWORK = (
     "learner/shared_frames.py",
     "learner/synchronous.py",
     "rollout_worker/environments/registry.py",
+    "rollout_worker/contact.py",
+    "rollout_worker/heartbeats.py",
     "rollout_worker/host.py",
     "rollout_worker/membership.py",
     "rollout_worker/open_episodes.py",
