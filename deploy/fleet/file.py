@@ -69,14 +69,18 @@ class _Reader:
 
     def _learner(self, table: Mapping[str, Any]) -> tuple[Mapping[str, str], Settings]:
         own = {**asdict(Place()), "address": "", "key": "", "config": ""}
-        told, spelled = {}, {}
+        told: dict[str, Any] = {}
+        spelled: dict[str, str] = {}
         mine = {name for name in settings() if name not in ("workers", "slots")}
         for key, value in table.items():
             option = OPTION_KEYS.get(key.replace("-", "_"), key.replace("-", "_"))
+            if option in spelled:
+                raise self._wrong(("learner", key), f"says again what {spelled[option]} says")
+            spelled[option] = key
             if option in own:
                 own[option] = self._value(str, value, ("learner", key))
             elif option in mine:
-                told[option], spelled[option] = value, key
+                told[option] = value
             else:
                 raise self._unknown(("learner", key), [*own, *mine, *OPTION_KEYS])
         config = self._file.parent / own["config"] if own["config"] else None
@@ -104,10 +108,13 @@ class _Reader:
             raise self._wrong(where, f"names no engine: add engine = {choices(ENGINES)}")
         kind = options_class(self._value(Literal[ENGINES], table["engine"], (*where, "engine")))
         names = {entry.name for entry in fields(kind)} | {entry.name for entry in fields(PoolKeys)}
-        told = {key.replace("-", "_"): value for key, value in table.items()}
-        for key in table:
-            if key.replace("-", "_") not in names:
+        told: dict[str, Any] = {}
+        for key, value in table.items():
+            if (option := key.replace("-", "_")) not in names:
                 raise self._unknown((*where, key), names)
+            if option in told:
+                raise self._wrong((*where, key), "is told twice, once with - and once with _")
+            told[option] = value
         if hosts := told.get("hosts"):
             listed = self._value(tuple[str, ...], hosts, (*where, "hosts"))
             try:
@@ -166,8 +173,10 @@ class _Reader:
     def _at(self, where: tuple[str, ...]) -> str:
         """Return file and line of a key, or of the nearest table around it."""
         for length in range(len(where), 0, -1):
-            if line := self._lines.get(where[:length]):
-                return f"{self._file}:{line}"
+            *above, key = where[:length]
+            for spelled in (key, key.replace("_", "-")):
+                if line := self._lines.get((*above, spelled)):
+                    return f"{self._file}:{line}"
         return str(self._file)
 
 

@@ -75,6 +75,21 @@ def test_a_file_without_a_name_names_its_run_and_a_config_beside_it_is_covered_b
         ("count = 2", "count = 1.5", "fleet.toml:11: pools.lab.count is 1.5: it must be a whole number"),
         ("count = 2", "count = true", "fleet.toml:11: pools.lab.count is True: it must be a whole number"),
         ("count = 2", "slots = 0", "fleet.toml:11: pools.lab.slots is 0; it must be from 1"),
+        (
+            "count = 2",
+            'drain-seconds = "x"',
+            "fleet.toml:11: pools.lab.drain_seconds is 'x': it must be a number",
+        ),
+        (
+            "count = 2",
+            "drain_seconds = 1\ndrain-seconds = 9",
+            "fleet.toml:12: pools.lab.drain-seconds is told twice",
+        ),
+        (
+            'red = "sleep"',
+            'red-agent = "sleep"\nred = "sleep"',
+            "fleet.toml:7: learner.red says again what red-agent",
+        ),
         ("pin = true", 'pin = "yes"', "fleet.toml:12: pools.lab.pin is 'yes': it must be true or false"),
         ('engine = "local"', 'engine = "k8s"', "fleet.toml:10: pools.lab.engine is 'k8s': it must be"),
         ('[pools.lab]\nengine = "local"', "[pools.lab]", "fleet.toml:9: pools.lab names no engine"),
