@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
 import signal
 import socket
@@ -63,7 +64,7 @@ def run(
     Raises UserError where the run cannot begin; a folder that was made for it is removed.
     """
     options = _options(settings, folder, environment, ports, resume)
-    console, made = Console(stderr=True), not folder.exists()
+    console, made = Console(stderr=True), not os.path.exists(folder)
     log = folder / "logs" / "learner.log"
     with storage_told(folder), _stop_signals() as stop, _logging(log, console):
         try:

@@ -8,6 +8,7 @@ import time
 from difflib import get_close_matches
 from pathlib import Path
 
+from deploy.storage import storage_told
 from protocol.errors import UserError
 
 RUNS = Path("runs")
@@ -41,10 +42,11 @@ def new_run(name: str, environment: str) -> Path:
         return RUNS / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     check_name(name)
     folder = RUNS / name
-    if folder.exists() and not (folder.is_dir() and _unbegun(folder)):
-        raise UserError(
-            f"{folder} exists already: --resume {name} goes on with it, another --name begins anew"
-        )
+    with storage_told(folder):
+        if folder.exists() and not (folder.is_dir() and _unbegun(folder)):
+            raise UserError(
+                f"{folder} exists already: --resume {name} goes on with it, another --name begins anew"
+            )
     return folder
 
 

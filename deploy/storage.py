@@ -1,4 +1,4 @@
-"""Folders that cannot be written, told in one line."""
+"""Folders and files that cannot be written, told in one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from protocol.errors import FleetError
+from protocol.errors import FleetError, UserError
 
 _MENDS = {
     errno.ENOSPC: "make room",
@@ -20,16 +20,51 @@ _MENDS = {
     errno.EMFILE: "raise the limit (ulimit -Hn) or keep away who takes all connections",
     errno.ESTALE: "mount it again",
 }
+_BEGUN = ("config.toml", "sweep.json")
+"""Files of a folder with which --resume can go on."""
 
 
 @contextmanager
 def storage_told(folder: Path) -> Iterator[None]:
-    """Turn the system's errors for a folder that cannot be written into one line. Raises FleetError."""
+    """Turn the system's errors for a folder that cannot be written into one line. Raises FleetError.
+
+    Those of the folders above it count too: it is made in them.
+    """
     try:
         yield
     except OSError as error:
-        mend = _MENDS.get(error.errno or 0)
-        if mend is None or not Path(error.filename or folder).resolve().is_relative_to(folder.resolve()):
+        at, root = Path(error.filename or folder).resolve(), folder.resolve()
+        what = _what(error, folder) if at.is_relative_to(root) or root.is_relative_to(at) else None
+        if what is None:
             raise
-        what = f"{os.strerror(error.errno or 0)} in {folder}"
-        raise FleetError(f"{what}: {mend}, then --resume {folder.name}") from error
+        begun = any(os.path.exists(folder / name) for name in _BEGUN)
+        again = f"--resume {folder.name}" if begun else "try again"
+        raise FleetError(f"{what}, then {again}") from error
+
+
+@contextmanager
+def file_told(option: str, file: Path) -> Iterator[None]:
+    """Turn the system's errors for the file of an option into one line. Raises UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{option} {file} cannot be written: {error.strerror}") from error
+
+
+def _what(error: OSError, folder: Path) -> str | None:
+    """Return what is wrong and what mends it; None for an error that no user can mend."""
+    number = error.errno or 0
+    if number == errno.ENOENT and not os.path.exists(folder):
+        return f"{folder} is gone: find out who removed it while it was in use"
+    if number in (errno.ENOTDIR, errno.EEXIST):
+        obstacle = _nearest(Path(error.filename or folder))
+        return None if obstacle.is_dir() else f"{obstacle} is no folder: move it out of the way"
+    if mend := _MENDS.get(number):
+        place = _nearest(folder)
+        return f"{os.strerror(number)} in {Path.cwd() if place == Path() else place}: {mend}"
+    return None
+
+
+def _nearest(path: Path) -> Path:
+    """Return a path itself, where there is something, else the next above it."""
+    return next(place for place in (path, *path.parents) if os.path.lexists(place))

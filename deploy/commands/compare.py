@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deploy.json_file import JsonFile, write_json
 from deploy.options import with_settings
 from deploy.runs import best_checkpoint
 from deploy.settings import Settings, read_toml, resolve
+from deploy.storage import storage_told
 from protocol.errors import FleetError, UserError
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def compare(
         Path | None,
         typer.Option("--config", metavar="FILE.toml", help="Settings; the command line wins over them."),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here too.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Run async and sync on the same work; print efficiency, speed, waiting, CPU and messages beside theory.
 
@@ -53,15 +55,15 @@ def compare(
     """
     settings = asynchronous(given, episodes, config)
     where = folder or Path("runs") / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
-    if where.exists() and any(where.iterdir()):
-        raise UserError(f"--folder {where} is not empty: name another")
-    where.mkdir(parents=True, exist_ok=True)
-    text, plain = _compare(settings, where, repetitions, blocking)
-    typer.echo(text)
-    (where / "comparison.md").write_text(text, encoding="utf-8")
-    for file in (where / "comparison.json", json_file):
-        if file:
-            file.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    with storage_told(where):
+        if where.exists() and any(where.iterdir()):
+            raise UserError(f"--folder {where} is not empty: name another")
+        where.mkdir(parents=True, exist_ok=True)
+        text, plain = _compare(settings, where, repetitions, blocking)
+        typer.echo(text)
+        (where / "comparison.md").write_text(text, encoding="utf-8")
+        (where / "comparison.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    write_json(json_file, plain)
     typer.echo(f"This table, its figures as JSON, the pictures and all runs are in {where}", err=True)
 
 

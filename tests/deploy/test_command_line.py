@@ -144,14 +144,21 @@ def test_an_empty_config_is_not_taken_for_the_defaults(fleet: Fleet) -> None:
     assert (status, err.count("\n")) == (Exit.USAGE, 1) and "config.toml is empty" in err
 
 
-def test_a_folder_that_cannot_be_written_is_one_line_and_other_errors_are_not_hidden() -> None:
+def test_a_folder_that_cannot_be_written_is_one_line_and_other_errors_are_not_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     run = Path("runs/mine")
+    run.mkdir(parents=True)
+    (run / "config.toml").touch()
     with pytest.raises(FleetError, match="runs/mine: make room, then --resume mine"), storage_told(run):
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(FleetError, match=r"Read-only.*runs/mine: mount it writable"), storage_told(run):
         raise OSError(errno.EROFS, "Read-only file system", "runs/mine/lock")
     with pytest.raises(PermissionError), storage_told(run):
         raise PermissionError(errno.EACCES, "Permission denied", "somewhere/else")
+    with pytest.raises(FileNotFoundError), storage_told(run):
+        (run / "never-made").read_text()
 
 
 @pytest.mark.parametrize(

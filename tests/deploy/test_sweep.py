@@ -135,7 +135,7 @@ def test_a_full_disk_is_one_line(
     Path("s.toml").write_text(LEARNING_RATES)
     assert run_command(["sweep", "s.toml", "--name", "s"]) == Exit.FAILED
     printed = capsys.readouterr().err
-    assert "in runs/s: make room, then --resume s" in printed and printed.count("\n") == 1
+    assert "in runs: make room, then try again" in printed and printed.count("\n") == 1
     assert not Path("runs/s").exists()
 
 
