@@ -16,6 +16,9 @@ from types import ModuleType
 
 from blue_agent import BlueAgent  # type: ignore[import-not-found]  # it will be beside this file
 
+_EVALUATION = "Evaluation/evaluation.py"
+_SCENARIO, _WRAPPER = "Shared/Scenarios/Scenario2.yaml", "Agents/Wrappers/ChallengeWrapper.py"
+
 
 def prepare() -> Path:
     """Let CybORG be imported and find this agent; return the path of its evaluation.py."""
@@ -31,7 +34,15 @@ def prepare() -> Path:
     package = find_spec("CybORG")
     if package is None or not package.submodule_search_locations:
         sys.exit("CybORG cannot be imported: put its folder, the one with setup.py, in PYTHONPATH")
-    return Path(package.submodule_search_locations[0]) / "Evaluation" / "evaluation.py"
+    folder = Path(package.submodule_search_locations[0])
+    for name in (_EVALUATION, _SCENARIO, _WRAPPER):
+        if not (folder / name).is_file():
+            sys.exit(
+                f"the package in {folder} is not CAGE Challenge 2's CybORG ({name} is missing): clone "
+                "cage-challenge/cage-challenge-2 from GitHub and put its CybORG folder, "
+                "the one with setup.py, in PYTHONPATH"
+            )
+    return folder / _EVALUATION
 
 
 if __name__ == "__main__":

@@ -218,6 +218,25 @@ def test_a_missing_cyborg_is_told(folder: Path) -> None:
     assert run.returncode == 1 and "CybORG cannot be imported" in run.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("files", "missing"),
+    [
+        ([], "Evaluation/evaluation.py"),
+        (["Evaluation/evaluation.py", "Shared/Scenarios/Scenario1b.yaml"], "Shared/Scenarios/Scenario2.yaml"),
+    ],
+)
+def test_a_foreign_package_is_told(folder: Path, tmp_path: Path, files: list[str], missing: str) -> None:
+    source = write_package(tmp_path / "source", {f"CybORG/{name}": "" for name in ["__init__.py", *files]})
+    run = subprocess.run(
+        [sys.executable, str(folder / "run_evaluation.py")],
+        env={"PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1 and run.stderr.count("\n") == 1
+    assert f"{source / 'CybORG'} is not CAGE Challenge 2's CybORG ({missing} is missing)" in run.stderr
+
+
 @pytest.mark.skipif(not INSTALLED, reason="the real CybORG is not installed")
 def test_the_challenges_own_evaluation_plays_the_episode_that_the_fleet_plays(
     folder: Path, tmp_path: Path
