@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deploy.json_file import JsonFile, writable, write_json
+from deploy.storage import file_told
 from protocol.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,12 +25,15 @@ _PICTURED_ROUNDS = 30
 def steps(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What --record-steps wrote.")],
     picture: Annotated[
-        Path | None, typer.Option("--picture", metavar="FILE.png", help="Draw the timeline of some rounds.")
+        Path | None,
+        typer.Option(
+            "--picture", metavar="FILE.png", callback=writable, help="Draw the timeline of some rounds."
+        ),
     ] = None,
     around: Annotated[
         int | None, typer.Option("--around", metavar="ROUND", help="Draw around it (default: the middle).")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Print the slowest slots, how long the barrier waited, and the share of wall time that this is."""
     from learner.step_record import read_record
@@ -41,8 +45,7 @@ def steps(
         raise UserError(f"{file} holds no round yet")
     plain = summary.to_plain()
     typer.echo(describe(plain))
-    if json_file:
-        json_file.write_text(json.dumps(plain, indent=2) + "\n")
+    write_json(json_file, plain)
     if picture:
         middle = summary.rounds // 2 if around is None else around
         first = max(1, middle - _PICTURED_ROUNDS // 2)
@@ -169,7 +172,11 @@ def draw_timeline(orders: Sequence[StepRecord], file: Path) -> None:
     )
     axes.set_yticks(range(0, len(slots), max(1, len(slots) // 10)), slots[:: max(1, len(slots) // 10)])
     figure.legend(loc="outside right upper", frameon=False)
-    figure.savefig(file, dpi=120)
+    kinds = figure.canvas.get_supported_filetypes()
+    if file.suffix and file.suffix[1:].lower() not in kinds:
+        raise UserError(f"--picture {file} is of no known kind: end its name with .png, .pdf or .svg")
+    with file_told("--picture", file):
+        figure.savefig(file, dpi=120)
 
 
 def _ms(seconds: float) -> float:

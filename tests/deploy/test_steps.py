@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deploy.app import run_command
 from deploy.commands.steps import steps
+from deploy.exits import Exit
 from learner.step_record import StepRecorder
 from protocol.errors import UserError
 
@@ -53,3 +55,27 @@ def test_a_record_without_a_round_is_refused(tmp_path: Path) -> None:
     StepRecorder(tmp_path / "steps", go_on=False).close()
     with pytest.raises(UserError, match="holds no round yet"):
         steps(tmp_path / "steps")
+
+
+@pytest.mark.parametrize(
+    ("option", "file", "told"),
+    [
+        ("--picture", "none/x.png", "there is no folder none"),
+        ("--picture", ".", "it is a folder"),
+        ("--picture", "/proc/x.png", "cannot be written: "),
+        ("--picture", "x.mp3", "is of no known kind: end its name with .png"),
+        ("--json", "/proc/x.json", "cannot be written: "),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_one_line(
+    record: Path,
+    option: str,
+    file: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(record.parent)
+    assert run_command(["steps", "steps", option, file]) == Exit.USAGE
+    err = capsys.readouterr().err
+    assert err.startswith(f"fleet: {option} {file} ") and told in err and err.count("\n") == 1
