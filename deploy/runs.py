@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Literal
 
 from deploy.storage import storage_told
 from protocol.errors import UserError
@@ -15,6 +17,10 @@ RUNS = Path("runs")
 PRETRAINED = "pretrained:"
 """Begins what names a policy that comes with this release."""
 _LONGEST_NAME = 100
+Kind = Literal["training", "sweep"]
+_MARKS: Mapping[Kind, str] = {"training": "config.toml", "sweep": "sweep.json"}
+"""File by which the folder of each kind is known."""
+_COMMANDS: Mapping[Kind, str] = {"training": "fleet train", "sweep": "fleet sweep"}
 OUTCOME, FINISHED = "outcome", "finished"
 """File of a run's folder, and what stands in it once it is complete, with the number of its updates."""
 
@@ -26,16 +32,39 @@ def find_run(text: str) -> Path:
             f"{text} is an actor alone, without critic, optimiser and ledger: fleet evaluate, explain and "
             "export take it, but this needs a run or a checkpoint"
         )
-    for folder in (Path(text), RUNS / text):
-        if os.path.isfile(folder / "config.toml"):  # False for a name that is too long for a file
+    return _find(text, "training", "run or checkpoint")
+
+
+def find_sweep(text: str) -> Path:
+    """Return the folder of a sweep given by name or path. Raises UserError, with near names."""
+    return _find(text, "sweep", "sweep")
+
+
+def _find(text: str, wanted: Kind, called: str) -> Path:
+    found = {folder: kind for folder in (Path(text), RUNS / text) if (kind := _kind(folder))}
+    for folder, kind in found.items():
+        if kind == wanted:
             return folder
-    known = sorted(file.parent.name for file in RUNS.glob("*/config.toml"))
+    for folder, kind in found.items():
+        goes_on = f"{_COMMANDS[kind]} --resume {text} goes on with it"
+        raise UserError(f"{folder} is a {kind}, not a {wanted}: {goes_on}")
+    known = sorted(file.parent.name for file in RUNS.glob(f"*/{_MARKS[wanted]}"))
     near = get_close_matches(Path(text).name, known, n=3) or known[-3:]
-    mend = f"there are {', '.join(near)}" if near else f"there are none under {RUNS}/"
-    raise UserError(f"no run or checkpoint {text!r}: give a name or a folder; {mend}")
+    more = f" and {len(known) - len(near):,} more" if len(known) > len(near) else ""
+    are = "is" if len(known) == 1 else "are"
+    mend = f"there {are} {', '.join(near)}{more}" if near else f"there are none under {RUNS}/"
+    raise UserError(f"no {called} {text!r}: give a name or a folder; {mend}")
 
 
-def new_run(name: str, environment: str) -> Path:
+def _kind(folder: Path) -> Kind | None:
+    """Return what a folder holds."""
+    for kind, mark in _MARKS.items():
+        if os.path.isfile(folder / mark):  # False for a name that is too long for a file
+            return kind
+    return None
+
+
+def new_run(name: str, environment: str, kind: Kind = "training") -> Path:
     """Return the folder of a run to begin; an empty name makes one. Raises UserError if it is taken."""
     if not name:
         stem = re.sub(r"[^\w.-]+", "-", environment).lower()
@@ -44,9 +73,11 @@ def new_run(name: str, environment: str) -> Path:
     folder = RUNS / name
     with storage_told(folder):
         if folder.exists() and not (folder.is_dir() and _unbegun(folder)):
-            raise UserError(
-                f"{folder} exists already: --resume {name} goes on with it, another --name begins anew"
-            )
+            goes_on = ""
+            if found := _kind(folder):
+                command = "" if found == kind else f"it is a {found}, and {_COMMANDS[found]} "
+                goes_on = f"{command}--resume {name} goes on with it, "
+            raise UserError(f"{folder} exists already: {goes_on}another --name begins anew")
     return folder
 
 

@@ -17,7 +17,7 @@ import typer
 from deploy.exits import Exit
 from deploy.json_file import JsonFile, write_json
 from deploy.options import with_settings
-from deploy.runs import best_checkpoint, new_run
+from deploy.runs import best_checkpoint, find_sweep, new_run
 from deploy.settings import Settings, resolve
 from deploy.storage import storage_told
 from protocol.errors import UserError
@@ -111,7 +111,7 @@ def _begin(
         if parameter.name in given:
             raise UserError(f"{file} searches {parameter.name}, which the command line fixes: leave one out")
     base = _base(given, config, prunes=search.pruner != "none")
-    folder = new_run(base.run.name, f"sweep-{base.run.environment}")
+    folder = new_run(base.run.name, f"sweep-{base.run.environment}", "sweep")
     with storage_told(folder), locked(folder):
         plan = Plan(folder, search, space, base)
         try:
@@ -125,7 +125,7 @@ def _begin(
 def _resume(
     name: str, told: dict[str, Any], given: Mapping[str, Any], others: tuple[Any, ...], json: Path | None
 ) -> Exit:
-    from deploy.sweep.plan import find_sweep, locked, read_plan, write_search
+    from deploy.sweep.plan import locked, read_plan, write_search
 
     if given or any(others) or told.keys() - {"trials", "parallel"}:
         raise UserError(

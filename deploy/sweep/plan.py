@@ -22,7 +22,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from deploy.runs import RUNS
 from deploy.settings import Settings, resolve, to_toml
 from deploy.sweep.score import Objective
 from deploy.sweep.space import Space, Value, check_space, parse_space
@@ -94,16 +93,6 @@ class Plan:
             launch = replace(launch, workers=launch.workers or share)
             ppo = replace(ppo, torch_threads=ppo.torch_threads or 1)
         return Settings(run, ppo, launch)
-
-
-def find_sweep(text: str) -> Path:
-    """Return the folder of a sweep, given by name or path. Raises UserError."""
-    for folder in (Path(text), RUNS / text):
-        if os.path.isfile(folder / "sweep.json"):
-            return folder
-    known = sorted(file.parent.name for file in RUNS.glob("*/sweep.json"))
-    mend = f"there are {', '.join(known[-3:])}" if known else f"there are none under {RUNS}/"
-    raise UserError(f"no sweep {text!r}: give a name or a folder; {mend}")
 
 
 def write_plan(plan: Plan, space: str, file: Path) -> None:

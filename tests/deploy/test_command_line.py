@@ -119,8 +119,31 @@ def test_a_run_that_exists_is_not_overwritten(fleet: Fleet) -> None:
     Path("runs/mine/notes.txt").write_text("precious")
     status, _, err = fleet("train", "--name", "mine")
     assert status == Exit.USAGE
-    assert "runs/mine exists already: --resume mine" in err
+    assert "runs/mine exists already: another --name begins anew" in err
     assert Path("runs/mine/notes.txt").read_text() == "precious"
+    Path("runs/mine/config.toml").touch()
+    assert "runs/mine exists already: --resume mine" in fleet("train", "--name", "mine")[2]
+
+
+def test_a_sweep_is_told_from_a_training(fleet: Fleet) -> None:
+    Path("runs/s").mkdir(parents=True)
+    Path("runs/s/sweep.json").touch()
+    _, _, err = fleet("train", "--name", "s")
+    assert "it is a sweep, and fleet sweep --resume s goes on with it, another --name" in err
+    _, _, err = fleet("train", "--resume", "s")
+    assert "runs/s is a sweep, not a training: fleet sweep --resume s goes on with it" in err
+
+
+def test_names_that_are_left_out_are_counted(fleet: Fleet) -> None:
+    for name, told in (("kl", "is kl\n"), ("kw", "are kl, kw\n"), ("kl2", "are kl, kl2, kw\n")):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "config.toml").touch()
+        assert fleet("evaluate", "nope")[2].endswith(f"; there {told}")
+    for number in range(7):
+        Path(f"runs/a{number}").mkdir()
+        Path(f"runs/a{number}/config.toml").touch()
+    assert fleet("evaluate", "nope")[2].endswith("; there are kl, kl2, kw and 7 more\n")
+    assert fleet("evaluate", "kll")[2].endswith("; there are kl, kl2 and 8 more\n")
 
 
 @pytest.mark.parametrize("left", [["logs/learner.log"], ["lock", "incarnation", "logs/learner.log"]])

@@ -16,9 +16,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from deploy.app import run_command
 from deploy.exits import Exit
+from deploy.runs import find_sweep
 from deploy.settings import Settings, resolve
 from deploy.sweep import results, study, trial
-from deploy.sweep.plan import Plan, Search, find_sweep, locked, read_plan, write_plan
+from deploy.sweep.plan import Plan, Search, locked, read_plan, write_plan
 from deploy.sweep.score import checkpoint_scores, final_returns, over_seeds, score
 from deploy.sweep.space import Choices, Numbers, parse_space, usual_values
 from deploy.sweep.study import Sweep
@@ -105,7 +106,15 @@ def test_a_bad_space_is_one_line(
         (["s.toml", "--env", "NoSuchThing-v0"], "NoSuchThing"),
         (["--resume", "none"], "no sweep 'none'"),
         (["--resume", "none", "--seeds", "2"], "only --trials, --parallel"),
-        (["s.toml", "--name", "taken"], "exists already"),
+        (["s.toml", "--name", "taken"], "runs/taken exists already: --resume taken goes on with it"),
+        (
+            ["s.toml", "--name", "first"],
+            "it is a training, and fleet train --resume first goes on with it, another --name begins anew",
+        ),
+        (
+            ["--resume", "first"],
+            "runs/first is a training, not a sweep: fleet train --resume first goes on with it",
+        ),
     ],
 )
 def test_a_bad_command_is_one_line(
@@ -119,6 +128,8 @@ def test_a_bad_command_is_one_line(
     Path("s.toml").write_text(LEARNING_RATES)
     Path("runs/taken").mkdir(parents=True)
     Path("runs/taken/sweep.json").touch()
+    Path("runs/first").mkdir()
+    Path("runs/first/config.toml").touch()
     assert run_command(["sweep", *arguments]) == Exit.USAGE
     printed = capsys.readouterr().err
     assert told in printed and printed.count("\n") == 1
