@@ -31,6 +31,13 @@ app = typer.Typer(
 )
 
 
+@app.callback(invoke_without_command=True)
+def keys(context: typer.Context) -> None:
+    """Say whom this machine's learners let in."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
 def new(
     name: _Name,
     role: _Role = None,

@@ -134,6 +134,12 @@ def test_a_sweep_is_told_from_a_training(fleet: Fleet) -> None:
     assert "runs/s is a sweep, not a training: fleet sweep --resume s goes on with it" in err
 
 
+def test_the_keys_command_alone_shows_its_commands(fleet: Fleet) -> None:
+    status, out, err = fleet("keys")
+    assert (status, err) == (Exit.OK, "") and "revoke" in out
+    assert fleet("keys", "--help")[1] == out
+
+
 def test_names_that_are_left_out_are_counted(fleet: Fleet) -> None:
     for name, told in (("kl", "is kl\n"), ("kw", "are kl, kw\n"), ("kl2", "are kl, kl2, kw\n")):
         Path("runs", name).mkdir(parents=True)
