@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from protocol.specs import Scenario
+from protocol.wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,11 @@ def evaluation_plain(cells: Sequence[Cell]) -> dict[str, Any]:
 def evaluation_table(cells: Sequence[Cell]) -> Table:
     """Return the cells as a table to print: a row for each red agent and way to act, a column a length."""
     episodes = sorted({cell.episodes for cell in cells})
-    counts = f"{episodes[0]:,}" if len(episodes) == 1 else f"{episodes[0]:,} to {episodes[-1]:,}"
+    fewest = f"{episodes[0]:,} to " if len(episodes) > 1 else ""
     table = Table(
-        title="Mean return ± standard error", caption=f"{counts} episodes each", caption_justify="left"
+        title="Mean return ± standard error",
+        caption=f"{fewest}{counted(episodes[-1], 'episode')} each",
+        caption_justify="left",
     )
     lengths = sorted({cell.steps for cell in cells})
     table.add_column("red agent" if any(cell.red for cell in cells) else "environment")

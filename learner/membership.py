@@ -25,6 +25,7 @@ from protocol.messages import (
     Holdings,
     Refuse,
 )
+from protocol.wording import counted
 
 
 class Membership:
@@ -171,7 +172,9 @@ class Membership:
             self.refuse(session, reason, now, log=False)
         if expelled:
             names = ", ".join(session.name for session in expelled[:5])
-            self._instructions.log("warning", f"{len(expelled):,} workers are refused ({names}): {reason}")
+            self._instructions.log(
+                "warning", f"refused {counted(len(expelled), 'worker')} ({names}): {reason}"
+            )
 
     def declare_lost(self, now: float) -> None:
         """Take back the tickets of workers that are silent; called once nothing they said can be unread."""

@@ -37,6 +37,7 @@ from learner.snapshots import SnapshotQueue
 from learner.status import FleetStatus, page
 from learner.tickets import TicketOffice
 from protocol.messages import Episode, Goodbye, LogRequest, SnapshotRequest, Welcome
+from protocol.wording import counted
 
 WATCH_SECONDS = 0.2
 """Between two looks at what time brings."""
@@ -143,7 +144,9 @@ class Registry:
             session.due = True
             self._rounds.stir()
         which = "all" if not targets else ", ".join(targets)
-        self._instructions.log("info", f"an operator asks {which} to {what}: {len(matched)} workers")
+        self._instructions.log(
+            "info", f"an operator asks {which} to {what}: {counted(len(matched), 'worker')}"
+        )
         return matched, unknown
 
     def ask_for_log(self, request: LogRequest, session: Session) -> None:

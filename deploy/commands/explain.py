@@ -15,6 +15,7 @@ from deploy.config import CAGE2_ENVIRONMENTS
 from deploy.json_file import JsonFile, write_json
 from deploy.settings import number
 from learner.config import COUNT, SEED, Range
+from protocol.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -113,7 +114,7 @@ def _names(playable: Playable) -> list[str]:
 
 def _show_habits(console: Console, title: str, plain: Mapping[str, Any]) -> None:
     count, value = plain["episodes"], plain["mean_return"]
-    console.print(f"{title}: {count:,} episodes, mean return {value:.2f}", style="bold")
+    console.print(f"{title}: {counted(count, 'episode')}, mean return {value:.2f}", style="bold")
     if not any(name in plain for name in _TITLES):
         table = _table("action", "share")
         for name, share in plain["actions"].items():
@@ -134,7 +135,10 @@ def _show_habits(console: Console, title: str, plain: Mapping[str, Any]) -> None
 
 
 def _show_episode(console: Console, plain: Mapping[str, Any], shown: int) -> None:
-    scenario = ", ".join(f"{name} {value}" for name, value in plain["scenario"].items())
+    from protocol.specs import without_greedy
+
+    environments_part, _ = without_greedy(plain["scenario"])
+    scenario = ", ".join(f"{name} {value}" for name, value in environments_part.items())
     console.print(f"Episode {plain['ticket']} under seed {plain['seed']}: {scenario}", style="bold")
     width = min(console.width, 110)
     told = "why: by how many points what was seen raises or lowers the choice's probability"
@@ -152,8 +156,8 @@ def _show_episode(console: Console, plain: Mapping[str, Any], shown: int) -> Non
         ):
             console.print(textwrap.fill(line, width, subsequent_indent=" " * 8), soft_wrap=True)
     left = len(plain["steps"]) - shown
-    more = f" ({left} more steps: --steps {len(plain['steps'])})" if left > 0 else ""
-    console.print(f"\nreturn {plain['return']:.2f} after {len(plain['steps'])} steps{more}")
+    more = f" ({counted(left, 'more step')}: --steps {len(plain['steps'])})" if left > 0 else ""
+    console.print(f"\nreturn {plain['return']:.2f} after {counted(len(plain['steps']), 'step')}{more}")
 
 
 def _table(*columns: str) -> Table:

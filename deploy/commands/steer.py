@@ -13,6 +13,7 @@ from deploy.access import KeyFile
 from deploy.exits import Exit, complain
 from deploy.live import LearnerOption, find_learner, labels_at
 from protocol.errors import UserError
+from protocol.wording import counted
 
 if TYPE_CHECKING:
     from deploy.query import Line
@@ -85,7 +86,7 @@ def _command(
     else:
         which = ", and those that join later, too"
     if count or not targets:
-        typer.echo(f"{workers(count)} shall {doing}{which}")
+        typer.echo(f"{counted(count, 'worker')} shall {doing}{which}")
     if unknown := list(report["unknown"]):
         known = _names(line.status()["workers"])
         for name in unknown:
@@ -118,7 +119,9 @@ def _wait_until_gone(line: Line, numbers: frozenset[int]) -> Exit:
             raise UserError("the learner was restarted meanwhile, and lets all workers play: drain again")
         stay = [worker for worker in seen.values() if worker["state"] not in _GONE]
         if kept := [worker for worker in stay if worker["desired"] != "drain"]:
-            raise UserError(f"{workers(len(kept))} shall not drain any more: another command came after")
+            raise UserError(
+                f"{counted(len(kept), 'worker')} shall not drain any more: another command came after"
+            )
         if not stay:
             break
         if time.monotonic() - said >= _SAY_SECONDS:
@@ -129,7 +132,8 @@ def _wait_until_gone(line: Line, numbers: frozenset[int]) -> Exit:
         time.sleep(_LOOK_SECONDS)
     seconds = time.monotonic() - began
     finished -= first
-    typer.echo(f"{workers(len(seen))} left in {seconds:.1f} s; {finished:,} episodes finished meanwhile")
+    played = counted(finished, "episode")
+    typer.echo(f"{counted(len(seen), 'worker')} left in {seconds:.1f} s; {played} finished meanwhile")
     missed = [worker for worker in seen.values() if worker["state"] != "left"]
     for worker in missed:
         why = worker["error"] or "it fell silent, and what it held is issued again"
@@ -143,8 +147,3 @@ def _names(seen: Sequence[Mapping[str, Any]]) -> set[str]:
         yield from (worker["label"], worker["pool"], worker["host"], f"{worker['host']}:{worker['pid']}")
 
     return {name for worker in seen if worker["state"] not in _GONE for name in all_of(worker) if name}
-
-
-def workers(count: int) -> str:
-    """Return a number of workers in words."""
-    return f"{count:,} worker{'' if count == 1 else 's'}"

@@ -21,6 +21,7 @@ from deploy.runs import best_checkpoint, find_sweep, new_run
 from deploy.settings import Settings, resolve
 from deploy.storage import storage_told
 from protocol.errors import UserError
+from protocol.wording import counted
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -166,7 +167,9 @@ def _run(plan: Plan, json: Path | None) -> Exit:
     if search.parallel > usable_cores():
         typer.echo(f"fleet: {search.parallel} trials share {usable_cores()} cores: each is slower", err=True)
     again = f"fleet sweep --resume {plan.folder.name}"
-    typer.echo(f"Sweep {plan.folder}: {search.trials} trials, {search.parallel} at a time", err=True)
+    typer.echo(
+        f"Sweep {plan.folder}: {counted(search.trials, 'trial')}, {search.parallel} at a time", err=True
+    )
     display = SweepDisplay(plan, console)
 
     def tell(trial: FrozenTrial) -> None:

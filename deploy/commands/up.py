@@ -14,6 +14,7 @@ from deploy.exits import Exit
 from deploy.settings import number
 from learner.config import Range
 from protocol.errors import UserError
+from protocol.wording import counted
 
 if TYPE_CHECKING:
     from deploy.fleet.state import Desired, FleetFolder
@@ -183,7 +184,7 @@ def scaled(text: str, folder: FleetFolder, desired: Desired) -> tuple[str, int]:
             raise UserError(f"how many workers {name} has is not known yet: give {name}=N")
     count = (had or 0) + (amount if sign == "+" else -amount) if sign else amount
     if count < 0:
-        raise UserError(f"{name} has {had} workers, {amount} fewer are less than none")
+        raise UserError(f"{name} has {counted(had or 0, 'worker')}, {amount} fewer are less than none")
     most = _MOST_WORKERS if pool.max is None else pool.max
     if count > most:
         raise UserError(f"{name}={count} is above its max, which is {most}")

@@ -36,6 +36,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from protocol.errors import UserError
+from protocol.wording import counted
 
 BAND = 0.06
 """Nothing is done while the learner is busy within this of the target."""
@@ -128,7 +129,7 @@ def decide(rule: Rule, state: State, load: Load | None, pool: Pool, now: float) 
     """Return how many workers a pool shall have now; see the module."""
     held = min(max(pool.desired, rule.minimum), rule.maximum)
     if held != pool.desired:
-        reason = f"min = {rule.minimum}, max = {rule.maximum}: {pool.desired} -> {_workers(held)}"
+        reason = f"min = {rule.minimum}, max = {rule.maximum}: {pool.desired} -> {counted(held, 'worker')}"
         return replace(state, changed_at=now, fewer_since=math.inf), held, reason
     wanted, finding = _wanted(rule, load, pool)
     count = min(max(wanted, rule.minimum), rule.maximum)
@@ -139,7 +140,7 @@ def decide(rule: Rule, state: State, load: Load | None, pool: Pool, now: float) 
         return _fewer(state, load, pool, count, finding, now)
     if wanted > rule.maximum:
         finding += f", more would help, max = {rule.maximum}"
-    return replace(state, fewer_since=math.inf), held, f"{finding}: {_workers(held)}, as it is"
+    return replace(state, fewer_since=math.inf), held, f"{finding}: {counted(held, 'worker')}, as it is"
 
 
 def _wanted(rule: Rule, load: Load | None, pool: Pool) -> tuple[int, str]:
@@ -181,18 +182,18 @@ def _more(state: State, load: Load | None, pool: Pool, count: int, finding: str,
     state = replace(state, fewer_since=math.inf)
     since = now - state.changed_at
     version, window = (load.version, load.window_seconds) if load else (0, 0.0)
-    missing = pool.desired - pool.ready
+    missing, stays = pool.desired - pool.ready, f"{finding}: {counted(pool.desired, 'worker')}"
     if missing > 0 and since < START_SECONDS:
-        return state, pool.desired, f"{finding}: {_workers(pool.desired)}, waits for {missing} on their way"
+        return state, pool.desired, f"{stays}, waits for {missing} on their way"
     if since < UP_SECONDS or (version in (state.version, state.version + 1) and since < window):
-        return state, pool.desired, f"{finding}: {_workers(pool.desired)}, waits for what the last ones bring"
+        return state, pool.desired, f"{stays}, waits for what the last ones bring"
     state = replace(state, changed_at=now, too_few=pool.desired, too_few_at=now, version=version)
-    return state, count, f"{finding}: {pool.desired} -> {_workers(count)}"
+    return state, count, f"{finding}: {pool.desired} -> {counted(count, 'worker')}"
 
 
 def _fewer(state: State, load: Load, pool: Pool, count: int, finding: str, now: float) -> Decision:
     """Let some go, once that was right for long, and not down to what was too few not long ago."""
-    stays = f"{finding}: {_workers(pool.desired)}"
+    stays = f"{finding}: {counted(pool.desired, 'worker')}"
     if now - state.too_few_at < REMEMBER_SECONDS:
         count = max(count, state.too_few + 1)
     if count >= pool.desired:
@@ -206,8 +207,4 @@ def _fewer(state: State, load: Load, pool: Pool, count: int, finding: str, now: 
         return state, pool.desired, f"{stays}, fewer if it lasts"
     count = max(count, pool.desired // 2)
     state = replace(state, changed_at=now, fewer_since=math.inf)
-    return state, count, f"{finding}: {pool.desired} -> {_workers(count)}"
-
-
-def _workers(count: int) -> str:
-    return f"{count} worker" if count == 1 else f"{count} workers"
+    return state, count, f"{finding}: {pool.desired} -> {counted(count, 'worker')}"

@@ -10,6 +10,7 @@ import typer
 
 from deploy.engines.processes import last_lines
 from deploy.fleet.state import FleetFolder
+from protocol.wording import counted
 
 _LOOK_SECONDS = 0.2
 _MOST_LINES = 8
@@ -76,7 +77,7 @@ class _Joining:
             self._shown.update(member["name"] for member in joined)
             if len(joined) > _MOST_LINES:
                 slowest = max((member["joined_seconds"] or 0.0) for member in joined)
-                yield f"{name}: {len(joined)} workers joined, the slowest in {slowest:.1f} s"
+                yield f"{name}: {counted(len(joined), 'worker')} joined, the slowest in {slowest:.1f} s"
             else:
                 for member in joined:
                     took = member["joined_seconds"]

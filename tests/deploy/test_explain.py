@@ -154,6 +154,7 @@ def test_an_episode_is_annotated_to_the_end(
     plain, out = json.loads(file.read_text()), capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     assert "step 1: " in out and "step 2: " not in out
+    assert "greedy" not in out and "Episode " in out
     episode = plain["episode"]
     assert episode["seed"] == (9 if "--seed" in options else 5)
     assert sum(step["reward"] for step in episode["steps"]) == pytest.approx(episode["return"])

@@ -396,7 +396,7 @@ def test_scaling_is_checked_against_what_the_pool_may_have(
     for text, said in (
         ("two=9", "two=9 is above its max, which is 8"),
         ("two=+8", "two=9 is above its max"),
-        ("two=-2", "two has 1 workers, 2 fewer are less than none"),
+        ("two=-2", "two has 1 worker, 2 fewer are less than none"),
         ("one=1000001", "above its max"),
         ("auto=2", r"auto scales itself between 0 and 3 \(learner_busy:0.9\)"),
         ("three=1", "no pool 'three' in the fleet of fleet; there are one, two, auto"),

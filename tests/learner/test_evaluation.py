@@ -35,6 +35,16 @@ def test_an_environment_without_red_agents_is_one_cell() -> None:
     assert single.se is None
 
 
+def test_the_caption_counts_one_or_more_episodes() -> None:
+    def caption(*counts: int) -> str:
+        cells = [Cell("cage2", "b_line", 30 + n, -3.5, None, count) for n, count in enumerate(counts)]
+        return str(evaluation_table(cells).caption)
+
+    assert caption(1) == "1 episode each"
+    assert caption(2000) == "2,000 episodes each"
+    assert caption(3, 1) == "1 to 3 episodes each"
+
+
 def test_the_table_has_a_row_for_each_agent_and_a_column_for_each_length() -> None:
     cells = [
         Cell("cage2", "b_line", 100, -13.04, 0.124, 1000),

@@ -9,7 +9,7 @@ import pytest
 
 from learner.config import RunConfig
 from learner.hold_times import OVERDUE_MEANS, OVERDUE_STUCK_TIMES, OVERDUE_UNKNOWN_SECONDS
-from learner.instructions import Instruction, Misconduct, Send
+from learner.instructions import Instruction, Log, Misconduct, Send
 from learner.ledger import Delivery
 from learner.registry import Registry
 from protocol.messages import (
@@ -243,8 +243,10 @@ def test_expelled_workers_are_refused_and_their_tickets_go_to_others() -> None:
     fleet = Fleet()
     held = fleet.join("m")
     fleet.registry.membership.expel(MALLORY, "enough", fleet.now)
-    told = [one.message for one in fleet.tick() if isinstance(one, Send)]
-    assert told == [Refuse("enough")]
+    instructions = fleet.tick()
+    assert [one.message for one in instructions if isinstance(one, Send)] == [Refuse("enough")]
+    lines = [one.text for one in instructions if isinstance(one, Log)]
+    assert any(line.startswith("refused 1 worker (") and line.endswith("): enough") for line in lines)
     assert held <= fleet.join("a", slots=8)
 
 

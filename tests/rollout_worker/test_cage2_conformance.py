@@ -191,7 +191,7 @@ def damage(folder: Path) -> dict[str, tuple[Path, str]]:
 
 def test_files_that_are_no_traces_are_refused_in_one_sentence(tmp_path: Path) -> None:
     for name, (path, word) in damage(tmp_path).items():
-        with pytest.raises(ValueError, match=r"give a trace file as TRACES\.md describes it") as refusal:
+        with pytest.raises(ValueError, match="give steps recorded in CybORG, complete") as refusal:
             check_trace(path)
         assert str(path) in str(refusal.value), name
         assert word in str(refusal.value)

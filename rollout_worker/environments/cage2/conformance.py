@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.wording import counted
 from rollout_worker.environments.cage2 import kernels, tables
 from rollout_worker.environments.cage2.state import OUTCOME, ROW, full_state, initial_row
 
@@ -68,10 +69,12 @@ class TraceReport:
 
     def __str__(self) -> str:
         kind = f"{self.rules} rules, red {' and '.join(self.red_agents)}"
-        head = f"{self.file}: {self.steps_compared} steps of {self.episodes} episodes compared ({kind})"
+        compared = f"{counted(self.steps_compared, 'step')} of {counted(self.episodes, 'episode')}"
+        head = f"{self.file}: {compared} compared ({kind})"
         if self.mismatch is None:
             return f"{head}, no mismatch"
-        return f"{head}, {self.mismatched_episodes} episodes differ; first mismatch: {self.mismatch}"
+        differ = counted(self.mismatched_episodes, "episode")
+        return f"{head}, mismatches in {differ}; first mismatch: {self.mismatch}"
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,10 @@ def load_trace(path: str | PathLike[str]) -> dict[str, NDArray[Any]]:
     Raises:
         ValueError: the file is not a readable trace; the sentence names the file and what to do.
     """
-    advice = "give a trace file as TRACES.md describes it, complete and unmodified"
+    advice = (
+        "give steps recorded in CybORG, complete and unmodified: an .npz file of arrays such as "
+        "blue_action, obs and reward, each of (episodes, steps)"
+    )
     try:
         with zipfile.ZipFile(path) as members:  # which unpacks no more of a member than its head says
             size = sum(member.file_size for member in members.infolist())
