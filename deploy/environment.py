@@ -70,9 +70,11 @@ def _defender_options(run: RunConfig) -> dict[str, str]:
     """Return what a defender sees and chooses from, by the names that are kept. Raises UserError."""
     from rollout_worker.environments.cage2.options import actions_named, observation_named
 
+    own = {name: f"--{name}" for name in ("rules", "observation", "actions")}
+    own |= {"red_agent": "--red-agent", "max_steps": "--episode-length", "episode_length": "--episode-length"}
     for name, _ in run.environment_options:
-        if name in ("rules", "observation", "actions"):
-            raise UserError(f"--env-option {name}=... is an option of its own: give --{name} instead")
+        if name in own:
+            raise UserError(f"--env-option {name}=... is an option of its own: give {own[name]} instead")
     try:
         actions_named(run.actions)
         return {"observation": observation_named(run.observation).name, "actions": run.actions}

@@ -64,6 +64,8 @@ def test_what_is_chosen_by_name_is_described_and_built(
         ({"environment": "CartPole-v1", "actions": "full"}, "--actions belongs to cage2"),
         ({"environment_options": ["observation=bits"]}, "give --observation instead"),
         ({"environment_options": ["actions=full"]}, "give --actions instead"),
+        ({"environment_options": ["red_agent=sleep"]}, "give --red-agent instead"),
+        ({"environment_options": ["max_steps=30"]}, "give --episode-length instead"),
         ({"environment": "cyborg", "observation": "state"}, "CybORG tells no true state"),
         ({"episode_length": ["30,0"]}, "--episode-length is [30, 0]: give numbers of steps, or 0 alone"),
         ({"episode_length": "-1"}, "--episode-length is -1; it must be"),

@@ -175,6 +175,19 @@ def test_the_declared_sizes_are_those_of_the_view() -> None:
     assert named.STATE_SIZE == full_view.STATE_SIZE
 
 
+@pytest.mark.parametrize("options", [{}, {"observation": "history", "actions": "compact"}])
+def test_what_a_message_carries_compiles_nothing_anew(options: dict[str, Any]) -> None:
+    slots = Cage2Slots(2, Cage2Options(**options))
+    both, seeds = np.arange(2), np.arange(2, dtype=np.uint64)
+    kernel: Any = kernels.step_viewed_rows if options else kernels.step_rows
+    compiled = len(kernel.signatures)
+    slots.reset(both, seeds, [{}, {}])
+    actions = np.frombuffer(np.zeros(2, np.int64).tobytes(), np.int64)
+    assert not actions.flags.writeable
+    slots.step(both, actions)
+    assert len(kernel.signatures) == compiled
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [
@@ -183,6 +196,8 @@ def test_the_declared_sizes_are_those_of_the_view() -> None:
         ({"actions": "few"}, "compact, compact-unmasked, .* full, full-masked"),
         ({"red_agent": "red"}, "B_lineAgent"),
         ({"max_steps": 0}, r"max_steps is 0; it must be a number of steps in 1\.\."),
+        ({"green": "maybe"}, "green is 'maybe'; it must be true or false"),
+        ({"green": 1}, "green is 1; it must be true or false"),
     ],
 )
 def test_unknown_options_are_refused_with_the_allowed_ones(options: dict[str, Any], word: str) -> None:

@@ -26,6 +26,13 @@ def one_of(option: str, value: object, allowed: tuple[str, ...]) -> str:
     return str(value)
 
 
+def true_or_false(option: str, value: object) -> bool:
+    """Return the value if it is either. Raises ValueError, naming the option, if not."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{option} is {value!r}; it must be true or false")
+    return bool(value)
+
+
 def red_agent_code(name: object) -> int:
     """Return the kernel's number of a red agent, by its short name or CybORG's class name."""
     return _RED_AGENTS[one_of("red_agent", name, tuple(_RED_AGENTS))]
@@ -46,7 +53,7 @@ def settings_of(scenario: Mapping[str, Any], defaults: Mapping[str, Any]) -> NDA
     return np.array(
         [
             red_agent_code(chosen["red_agent"]),
-            bool(chosen["green"]),
+            true_or_false("green", chosen["green"]),
             one_of("rules", chosen["rules"], tables.RULES) == "leaderboard",
             0,
             episode_length(chosen["episode_length"], defaults["episode_length"]),

@@ -62,7 +62,7 @@ class Cage2Slots:
         self, slots: NDArray[np.int64], seeds: NDArray[np.uint64], scenarios: Sequence[Mapping[str, Any]]
     ) -> NDArray[np.uint8]:
         """Begin an episode in each of `slots` [k]; returns the first observations [k, observation_size]."""
-        slots = np.ascontiguousarray(slots, np.int64)
+        slots = _for_kernels(slots)
         seeds = np.ascontiguousarray(seeds, np.uint64)
         if not len(slots) == len(seeds) == len(scenarios):
             raise ValueError(f"{len(slots)} slots, {len(seeds)} seeds and {len(scenarios)} scenarios differ")
@@ -87,8 +87,7 @@ class Cage2Slots:
         Raises:
             ValueError: a slot or an action is out of range, or a slot was not reset; nothing has changed.
         """
-        slots = np.ascontiguousarray(slots, np.int64)
-        actions = np.ascontiguousarray(actions, np.int64)
+        slots, actions = _for_kernels(slots), _for_kernels(actions)
         k = len(slots)
         if slots.shape != (k,) or actions.shape != (k,):
             raise ValueError(f"slots {slots.shape} and actions {actions.shape} must have one equal dimension")
@@ -141,3 +140,9 @@ class Cage2Slots:
             kernels.write_states(self.rows, slots, self._mind, self._script, states)
             parts.insert(1, states)
         return np.concatenate(parts, axis=1)
+
+
+def _for_kernels(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return an array that the kernels are compiled for: to numba one that is read-only has another type."""
+    numbers = np.ascontiguousarray(numbers, np.int64)
+    return numbers if numbers.flags.writeable else numbers.copy()
