@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -154,9 +154,24 @@ def kept(file: Path | None) -> dict[Training, Result]:
     """Return the finished trainings of a file."""
     if file is None or not file.exists():
         return {}
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    results = [Result(Training(**line["training"]), line["returns"], line["seconds"]) for line in lines]
-    return {result.training: result for result in results}
+    found = {}
+    for number, text in enumerate(file.read_text(errors="replace").splitlines(), 1):
+        try:
+            line = json.loads(text)
+            result = Result(Training(**line["training"]), line["returns"], line["seconds"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise typer.BadParameter(f"line {number} of {file} is no finished training: remove it") from error
+        found[result.training] = result
+    return found
+
+
+def carried_out(trainings: Sequence[Training], processes: int) -> Iterator[Result]:
+    """Yield the results of trainings as they end, some at a time, in processes that end with this one."""
+    spawn, parent = get_context("spawn"), (os.getpid(),)
+    pool = ProcessPoolExecutor(processes, spawn, initializer=die_with, initargs=parent)
+    for future in as_completed([pool.submit(carry_out, training) for training in trainings]):
+        yield future.result()
+    pool.shutdown()
 
 
 def main(
@@ -176,12 +191,9 @@ def main(
     wanted = [Training(name, int(seed), updates, episodes) for seed in seeds.split(",") for name in names]
     results = {training: result for training, result in kept(json_file).items() if training in wanted}
     os.environ |= SINGLE_THREADED  # read by the numerical libraries of the new processes
-    with ProcessPoolExecutor(
-        processes, get_context("spawn"), initializer=die_with, initargs=(os.getpid(),)
-    ) as pool:
-        started = [pool.submit(carry_out, training) for training in wanted if training not in results]
-        for future in as_completed(started):
-            result = future.result()
+    missing = [training for training in wanted if training not in results]
+    try:
+        for result in carried_out(missing, processes):
             results[result.training] = result
             returns = " ".join(f"{value:.2f}" for value in result.returns)
             name, seed = result.training.variant, result.training.seed
@@ -189,6 +201,9 @@ def main(
             if json_file:
                 with json_file.open("a") as file:
                     file.write(json.dumps(asdict(result)) + "\n")
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; {len(results)} of {len(wanted)} trainings are finished", err=True)
+        os._exit(130)  # the pool would wait for those under way; they end with this process
     typer.echo(table(list(results.values()), names))
 
 
