@@ -113,7 +113,7 @@ def run_command(arguments: Sequence[str] | None = None) -> Exit:
         return Exit.OK
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
-            mend = f"pip install 'rollout-fleet[{_EXTRAS[error.name]}]'"
+            mend = f"in a clone, pip install --editable '.[{_EXTRAS[error.name]}]'"
             return complain(f"this command needs {error.name}: {mend}", Exit.USAGE)
         return complain(_unexpected(error), Exit.FAILED)
 

@@ -192,7 +192,7 @@ class RunConfig:
     episodes_per_update: int = 660
     """Episodes of one batch."""
     max_lag: int = 2
-    """An episode may begin under weights at most this many updates older than its batch; in sync mode 0."""
+    """A ticket goes out only for a batch at most this many updates ahead of the weights; in sync mode 0."""
     order: Literal["arrival", "started"] = "arrival"
     """A batch holds the first episodes to arrive, or those of its tickets in order."""
     exact: bool = False

@@ -290,7 +290,7 @@ def test_a_worker_host_says_what_a_learners_command_needs(missing: str, argument
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (Exit.USAGE, "", 1)
-    assert f"needs {missing}: pip install 'rollout-fleet[learner]'" in result.stderr
+    assert f"needs {missing}: in a clone, pip install --editable '.[learner]'" in result.stderr
 
 
 def test_an_unexpected_error_leaves_its_traceback(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

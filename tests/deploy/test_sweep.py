@@ -157,7 +157,7 @@ def test_without_optuna_one_line_says_how_to_get_it() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr.count("\n")) == (Exit.USAGE, 1)
-    assert "needs optuna: pip install 'rollout-fleet[sweep]'" in result.stderr
+    assert "needs optuna: in a clone, pip install --editable '.[sweep]'" in result.stderr
 
 
 def test_the_defaults_are_tried_first_where_they_lie_in_the_space() -> None:
