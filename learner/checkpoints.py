@@ -122,6 +122,12 @@ def any_in(run: Path) -> bool:
     return bool(_folders(run / "checkpoints"))
 
 
+def newest_update(run: Path) -> int:
+    """Return the update of the newest checkpoint in a run's folder, sound or damaged; 0 without any."""
+    numbers = (_NAME.fullmatch(folder.name) for folder in _folders(run / "checkpoints"))
+    return max((int(number[1]) for number in numbers if number), default=0)
+
+
 def load(path: Path) -> Checkpoint:
     """Return the checkpoint in a folder, or the newest sound one of a run's folder.
 

@@ -105,4 +105,18 @@ def _prepare(given: Mapping[str, Any], config: Path | None, resume: str | None) 
     for flag in (flag for flag, value in taken.items() if value):
         raise UserError(f"{flag} cannot stand beside --resume, which takes it from the run: leave it out")
     folder = find_run(resume)
-    return resolve_resumed(given, folder / "config.toml"), folder
+    settings = resolve_resumed(given, folder / "config.toml")
+    _refuse_fewer(settings, folder)
+    return settings, folder
+
+
+def _refuse_fewer(settings: Settings, folder: Path) -> None:
+    """Raise UserError where a run is to end before the update that it has reached."""
+    from learner.checkpoints import newest_update
+
+    if (reached := newest_update(folder)) > settings.run.updates:
+        done = reached * settings.run.episodes_per_update
+        raise UserError(
+            f"--total-episodes is {settings.run.total_episodes:,}, but run {folder.name} has trained on "
+            f"{done:,} already: give more than that"
+        )

@@ -384,3 +384,17 @@ def test_a_ledger_whose_law_does_not_hold_ends_with_status_1(fleet: Fleet, broke
         "worker": "host:1: 5 tickets given, but",
     }
     assert ("violated: " in out) == bool(broken) and found[broken] in out
+
+
+def test_a_resumed_run_is_not_told_to_end_before_where_it_is(fleet: Fleet) -> None:
+    config = to_toml(resolve({"total_episodes": 7260}))
+    save(Path("runs/first/checkpoints/update-00011"), Checkpoint(11, {"weights": np.zeros(1)}, {}))
+    Path("runs/first/config.toml").write_text(config)
+    before = sorted(Path("runs/first").rglob("*"))
+    status, out, err = fleet("train", "--resume", "first", "--total-episodes", "660")
+    assert (status, out) == (Exit.USAGE, "")
+    assert err == (
+        "fleet: --total-episodes is 660, but run first has trained on 7,260 already: give more than that\n"
+    )
+    assert sorted(Path("runs/first").rglob("*")) == before
+    assert Path("runs/first/config.toml").read_text() == config
