@@ -103,6 +103,7 @@ def down(
     ] = False,
 ) -> Exit:
     """End a fleet: workers finish what they play, the learner stops at a checkpoint, nothing is left."""
+    from deploy.fleet.learner_process import LocalLearner
     from deploy.fleet.state import find_fleet
     from deploy.fleet.supervisor import log_to, supervise
 
@@ -122,7 +123,9 @@ def down(
             folder.kill_supervisor()
             began = time.time()
         time.sleep(_LOOK_SECONDS)
-    typer.echo(f"the fleet of {folder.run.name} is down; fleet up goes on with it")
+    begun = desired.learner.place.host or LocalLearner(folder.run).began()
+    again = "fleet up goes on with it" if begun else "its run never began, fleet up -f FILE begins it"
+    typer.echo(f"the fleet of {folder.run.name} is down; {again}")
     return Exit.OK
 
 

@@ -30,19 +30,20 @@ _EVERYWHERE, _LOOPBACK = ("0.0.0.0", "::"), ("localhost", "::1")
 
 def desire(plan: FleetPlan, folder: FleetFolder, before: Desired | None) -> Desired:
     """Return what is wanted. Raises UserError where it contradicts what the run has been so far."""
-    old = settings_of(before.learner.config) if before else _begun(folder.run)
+    known = settings_of(before.learner.config) if before else _begun(folder.run)
+    old = known if plan.place.host or _has_begun(folder.run) else None
     if before and before.learner.place.host != plan.place.host:
         raise UserError(
             f"[learner] host was {before.learner.place.host or 'this machine'!r}: a run does not move; "
             "give [learner] another name"
         )
-    chosen = _with_what_stays(plan, old)
+    chosen = _with_what_stays(plan, known, old)
     Ports.parse(chosen.launch.port)  # a learner at work is not stopped for one that could not begin
     if not plan.place.host:
         _check_free(folder, chosen)
     if old:
         check_resumable(old, chosen, plan.name)
-    config = before.learner.config if before and old == chosen else to_toml(chosen)
+    config = before.learner.config if before and known == chosen else to_toml(chosen)
     own = _own_address(plan, chosen)
     pools = {name: _pool(name, pool, plan, chosen, before) for name, pool in plan.pools.items()}
     for name, gone in (before.pools if before else {}).items():
@@ -97,13 +98,22 @@ def _begun(run: Path) -> Settings | None:
     return resolve({}, file) if file.is_file() else None
 
 
-def _with_what_stays(plan: FleetPlan, old: Settings | None) -> Settings:
-    """Return the settings with port and first weights that stay the same whenever the learner is started."""
+def _has_begun(run: Path) -> bool:
+    """Return whether the settings of a run that is trained here are fixed, or are being fixed now."""
+    process = LocalLearner(run)
+    return process.alive() or process.began()
+
+
+def _with_what_stays(plan: FleetPlan, known: Settings | None, old: Settings | None) -> Settings:
+    """Return the settings with port and first weights that stay the same whenever the learner is started.
+
+    The port is that of the last start that was `known`; the weights are those of a run that has begun, `old`.
+    """
     launch = plan.settings.launch
     port = launch.port
     if port in ("", "auto"):
-        known = old.launch.port if old and old.launch.port.isdecimal() else ""
-        port = known or (str(_USUAL_PORT) if plan.place.host else str(_free_port(launch.bind)))
+        used = known.launch.port if known and known.launch.port.isdecimal() else ""
+        port = used or (str(_USUAL_PORT) if plan.place.host else str(_free_port(launch.bind)))
     first = old.launch.init_from if old else launch.init_from
     if first and not old and not plan.place.host:
         first = str(best_checkpoint(first))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from deploy.engines.catalogue import ENGINES, options_class
+from deploy.environment import environment_spec
 from deploy.fleet.hosts import expand_hosts
 from deploy.fleet.learner_process import Place
 from deploy.fleet.plan import FleetPlan, PoolKeys, PoolPlan
@@ -86,6 +87,8 @@ class _Reader:
         config = self._file.parent / own["config"] if own["config"] else None
         try:
             chosen = resolve(told, config)
+            if not own["host"]:
+                _refuse_what_no_learner_here_takes(chosen)
         except UserError as error:
             raise self._located(("learner",), str(error), spelled) from error
         if own["address"] and not re.fullmatch(r"\S+:\d{1,5}", own["address"]):
@@ -178,6 +181,15 @@ class _Reader:
                 if line := self._lines.get((*above, spelled)):
                     return f"{self._file}:{line}"
         return str(self._file)
+
+
+def _refuse_what_no_learner_here_takes(chosen: Settings) -> None:
+    """Raise UserError for what a learner of this machine would refuse at its start, to nobody who looks."""
+    environment_spec(chosen.run, chosen.launch.allow_env)
+    if chosen.launch.step_hook:
+        from learner.step_hook import load_hook
+
+        load_hook(chosen.launch.step_hook)
 
 
 def _texts(where: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...], str]]:

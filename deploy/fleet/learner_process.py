@@ -94,6 +94,10 @@ class LocalLearner:
         """Return whether it runs."""
         return NAME in self._processes.living()
 
+    def began(self) -> bool:
+        """Return whether it ever listened: from then on the run has settings that it goes on with."""
+        return (self._folder / "config.toml").is_file()
+
     def finished(self, chosen: Settings) -> bool:
         """Return whether the run is complete."""
         return _is_finished(last_lines(self._folder / OUTCOME, 1), chosen)
@@ -102,8 +106,9 @@ class LocalLearner:
         """Begin the run, or go on with it. Raises UserError."""
         file = self._folder / "fleet" / "learner.toml"
         file.write_text(config, encoding="utf-8")
-        resume = (self._folder / "config.toml").is_file()
-        arguments = learner_arguments(str(self._folder), self._folder.name, str(file), chosen, resume=resume)
+        arguments = learner_arguments(
+            str(self._folder), self._folder.name, str(file), chosen, resume=self.began()
+        )
         command = [sys.executable, "-P", "-m", "deploy", *arguments]
         self._processes.start(NAME, command, dict(os.environ), self._folder / OUTPUT)
 

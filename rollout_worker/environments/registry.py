@@ -30,7 +30,7 @@ def allow(modules: Iterable[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:  # whatever a module of the user's does
             raise UserError(f"--allow-env {module} cannot be imported: {error}") from error
 
 

@@ -109,6 +109,24 @@ def test_a_file_without_a_name_names_its_run_and_a_config_beside_it_is_covered_b
             "fleet.toml:5: learner.address is 'gpu': give HOST:PORT",
         ),
         ("total_episodes = 1000", 'config = "no.toml"', "no.toml cannot be read"),
+        ('red = "sleep"', 'env = "nope"', "fleet.toml:1: learner: environment 'nope' is unknown"),
+        ("total_episodes = 1000", 'env = "CartPole-v1"', "fleet.toml:6: learner.red belongs to cage2"),
+        (
+            "total_episodes = 1000",
+            'observation = "x"',
+            "fleet.toml:5: learner.observation is 'x'; it must",
+        ),
+        (
+            "total_episodes = 1000",
+            'allow_env = ".x"',
+            "fleet.toml:5: learner.allow_env .x cannot be",
+        ),
+        (
+            "total_episodes = 1000",
+            'mode = "sync"\nstep-hook = "no.such:look"',
+            "fleet.toml:6: learner.step-hook no.such:look cannot be imported",
+        ),
+        ("green = true", "gren = true", "fleet.toml:1: learner: environment cage2 has no option 'gren'"),
         ('"sleep"', '"x"', "unknown red agent 'x'"),
     ],
 )
@@ -118,6 +136,11 @@ def test_each_mistake_is_told_with_its_line_and_key(tmp_path: Path, old: str, ne
         read_fleet_file(written(tmp_path, WHOLE.replace(old, new, 1)))
     assert said in str(told.value)
     assert "\n" not in str(told.value)
+
+
+def test_what_a_learner_elsewhere_takes_is_for_it_to_say(tmp_path: Path) -> None:
+    text = WHOLE.replace("total_episodes = 1000", 'host = "gpu-box"\nallow_env = "only_there"')
+    assert read_fleet_file(written(tmp_path, text)).settings.launch.allow_env == ("only_there",)
 
 
 def test_key_files_are_read_at_once(tmp_path: Path) -> None:

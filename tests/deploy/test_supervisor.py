@@ -23,7 +23,7 @@ from deploy.fleet.learner_process import LocalLearner, Place, learner_arguments
 from deploy.fleet.listener import Listener
 from deploy.fleet.state import Desired, DesiredLearner, FleetFolder, find_fleet
 from deploy.fleet.supervisor import supervise
-from deploy.settings import Settings, resolve
+from deploy.settings import Settings, resolve, settings_of
 from protocol.errors import UserError
 from protocol.keys import Keyring
 
@@ -365,6 +365,11 @@ def test_what_a_run_cannot_change_is_refused(tmp_path: Path, monkeypatch: pytest
         return desire(read_fleet_file(file), folder, before)
 
     before = wanted(FILE)
+    unlike = wanted(FILE.replace("[learner]", "[learner]\nseed = 2"), before)
+    assert settings_of(unlike.learner.config).run.seed == 2, "a run that never began has no settings to keep"
+    assert unlike.learner.address == before.learner.address
+    folder.run.mkdir(parents=True)
+    (folder.run / "config.toml").write_text(before.learner.config)
     for old, new, said in (
         ("[learner]", "[learner]\nseed = 2", "--seed cannot change"),
         ("[learner]", '[learner]\nhost = "gpu"', "a run does not move"),

@@ -200,3 +200,16 @@ def test_mistakes_are_one_line(local: LocalFleet) -> None:
     (local.folder / "fleet.toml").write_text('[pools.x]\nengine = "local"\ncuont = 2\n')
     assert "fleet.toml:3: pools.x.cuont is no key here: did you mean count?" in local.up(status=2)
     assert not (local.folder / "runs").exists()
+
+
+def test_a_run_that_never_began_takes_other_options(local: LocalFleet) -> None:
+    """Its learner refuses what is found out only at its start."""
+    local.write(count=0)
+    file = local.folder / "fleet.toml"
+    text = file.read_text()
+    file.write_text(text.replace("[learner]", '[learner]\nmode = "sync"\nrecord_steps = "."'))
+    local.fleet.run("up", "-f", "fleet.toml", "--wait", 0, status=1)
+    assert "its run never began, fleet up -f FILE begins it" in local.fleet.run("down")
+    file.write_text(text.replace("[learner]", "[learner]\nseed = 3"))
+    assert "all there: the learner and 0 workers" in local.up()
+    assert "the fleet of lab is down; fleet up goes on with it" in local.fleet.run("down")
