@@ -37,7 +37,7 @@ def up(
     wait: _Wait = "120",
 ) -> Exit:
     """Start what a fleet.toml names, or change what differs from it; show workers joining."""
-    from deploy.fleet.desire import desire, differences
+    from deploy.fleet.desire import desire, differences, going_on
     from deploy.fleet.file import read_fleet_file
     from deploy.fleet.joining import show_joining
     from deploy.fleet.state import FleetFolder
@@ -58,8 +58,9 @@ def up(
         before = folder.desired()
         desired = desire(plan, folder, before)
         changes = differences(before, desired)
+        further = going_on(folder, desired)
         generation = folder.write_desired(desired)
-    for line in changes or [f"nothing differs from {file}"]:
+    for line in [*(changes or [f"nothing differs from {file}"]), *further]:
         typer.echo(line)
     start_supervisor(folder)
     return Exit.OK if show_joining(folder, generation, seen, seconds) else Exit.FAILED

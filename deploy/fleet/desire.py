@@ -42,6 +42,7 @@ def desire(plan: FleetPlan, folder: FleetFolder, before: Desired | None) -> Desi
     if not plan.place.host:
         _check_free(folder, chosen)
     if old:
+        _check_goes_on(plan, folder, old, chosen)
         check_resumable(old, chosen, plan.name)
     config = before.learner.config if before and known == chosen else to_toml(chosen)
     own = _own_address(plan, chosen)
@@ -208,13 +209,10 @@ def _pool_address(name: str, plan: PoolPlan, fleet: FleetPlan, chosen: Settings)
 
 
 def _check_free(folder: FleetFolder, chosen: Settings) -> None:
-    """Raise UserError where the run is complete, or another's learner trains it."""
-    process = LocalLearner(folder.run)
-    if process.finished(chosen):
-        raise UserError(
-            f"run {folder.run.name} is complete: raise total_episodes, or give [learner] another name"
-        )
-    if process.alive():  # it holds its ports: let the new one be refused for its bind and keys alone
+    """Raise UserError where another's learner trains the run, or this one could not listen."""
+    if LocalLearner(
+        folder.run
+    ).alive():  # it holds its ports: let the new one be refused for its bind and keys alone
         usable_ports(replace(chosen.launch, port="auto"), "auto")
         return
     if is_locked(folder.run / "lock"):
@@ -222,6 +220,46 @@ def _check_free(folder: FleetFolder, chosen: Settings) -> None:
             f"another learner is training in {folder.run}: stop it, or give [learner] another name"
         )
     usable_ports(chosen.launch, str(_USUAL_PORT))
+
+
+def _check_goes_on(plan: FleetPlan, folder: FleetFolder, old: Settings, chosen: Settings) -> None:
+    """Raise UserError where a run is there that the file may not mean.
+
+    That is one that is complete or was begun by other means, unless the file names more episodes than it has.
+    """
+    if plan.place.host:
+        complete = folder.observed().get("phase") == "finished"
+        done = old.run.planned_episodes if complete else 0
+    else:
+        complete = LocalLearner(folder.run).complete()
+        done = _updates(folder.run) * old.run.episodes_per_update
+    foreign = not folder.path.is_dir()
+    more = plan.names_total and chosen.run.planned_episodes > done
+    if ((complete or foreign) and not more) or chosen.run.planned_episodes < done:
+        what = "is complete and" if complete else "was not begun by fleet up and" if foreign else "already"
+        raise UserError(
+            f"run {plan.name} {what} has {done:,} episodes: to train it further give [learner] a "
+            "total_episodes above that, else another name"
+        )
+
+
+def going_on(folder: FleetFolder, desired: Desired) -> list[str]:
+    """Return a line that tells where a run of this machine goes on that stands still now, if there is one."""
+    process = LocalLearner(folder.run)
+    if desired.learner.place.host or process.alive() or not process.began():
+        return []
+    run, at = settings_of(desired.learner.config).run, _updates(folder.run)
+    return [
+        f"learner: goes on with run {folder.run.name} at update {at:,} of {run.updates:,}, "
+        f"to {run.planned_episodes:,} episodes"
+    ]
+
+
+def _updates(run: Path) -> int:
+    """Return how many updates the newest checkpoint of a run has behind it."""
+    from learner.checkpoints import newest_update  # a machine without a learner needs none of what it imports
+
+    return newest_update(run)
 
 
 def _is_empty(folder: FleetFolder, pool: str) -> bool:

@@ -17,7 +17,7 @@ from deploy.fleet.learner_process import Place
 from deploy.fleet.plan import FleetPlan, PoolKeys, PoolPlan
 from deploy.options import settings
 from deploy.plain_values import choices, fitted, in_words
-from deploy.settings import OPTION_KEYS, Settings, resolve
+from deploy.settings import OPTION_KEYS, Settings, read_toml, resolve
 from protocol.errors import UserError
 from protocol.keys import PeerKey
 
@@ -62,13 +62,14 @@ class _Reader:
         for key in ("learner", "pools"):
             if not isinstance(content.get(key, {}), dict):
                 raise self._wrong((key,), "is no table: write [learner] and [pools.NAME]")
-        own, chosen = self._learner(content.get("learner", {}))
+        own, chosen, names_total = self._learner(content.get("learner", {}))
         pools = {pool: self._pool(pool, table) for pool, table in content.get("pools", {}).items()}
         name = chosen.run.name or self._file.stem
         place = Place(own["host"], own["python"], own["ssh_config"])
-        return FleetPlan(name, place, own["address"], own["key"], chosen, pools)
+        return FleetPlan(name, place, own["address"], own["key"], chosen, names_total, pools)
 
-    def _learner(self, table: Mapping[str, Any]) -> tuple[Mapping[str, str], Settings]:
+    def _learner(self, table: Mapping[str, Any]) -> tuple[Mapping[str, str], Settings, bool]:
+        """Return the fleet's own keys, the learner's settings, and whether its total is named."""
         own = {**asdict(Place()), "address": "", "key": "", "config": ""}
         told: dict[str, Any] = {}
         spelled: dict[str, str] = {}
@@ -97,7 +98,8 @@ class _Reader:
             raise self._wrong(
                 ("learner", "key"), "is a worker's key: fleet keys new NAME --role operator makes one"
             )
-        return own, chosen
+        names_total = "total_episodes" in {**(read_toml(config) if config else {}), **told}
+        return own, chosen, names_total
 
     def _pool(self, name: str, table: Any) -> PoolPlan:
         where = ("pools", name)

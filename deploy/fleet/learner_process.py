@@ -98,6 +98,10 @@ class LocalLearner:
         """Return whether it ever listened: from then on the run has settings that it goes on with."""
         return (self._folder / "config.toml").is_file()
 
+    def complete(self) -> bool:
+        """Return whether the run ended complete, whatever is wanted of it now."""
+        return last_lines(self._folder / OUTCOME, 1).startswith(FINISHED)
+
     def finished(self, chosen: Settings) -> bool:
         """Return whether the run is complete."""
         return _is_finished(last_lines(self._folder / OUTCOME, 1), chosen)

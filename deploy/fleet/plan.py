@@ -82,4 +82,6 @@ class FleetPlan:
     key: str
     """The operator's key file; empty where nothing is encrypted, or the environment names one."""
     settings: Settings
+    names_total: bool
+    """Whether total_episodes is said, and not the default."""
     pools: Mapping[str, PoolPlan] = field(default_factory=dict)

@@ -65,6 +65,9 @@ def test_a_file_without_a_name_names_its_run_and_a_config_beside_it_is_covered_b
     plan = read_fleet_file(written(tmp_path, '[learner]\nconfig = "run.toml"\ntotal_episodes = 9\n'))
     assert plan.name == "fleet"
     assert (plan.settings.run.seed, plan.settings.run.total_episodes) == (7, 9)
+    assert plan.names_total
+    assert read_fleet_file(written(tmp_path, '[learner]\nconfig = "run.toml"\n')).names_total
+    assert not read_fleet_file(written(tmp_path, "[learner]\nseed = 7\n")).names_total
 
 
 @pytest.mark.parametrize(

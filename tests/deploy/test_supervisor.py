@@ -17,13 +17,13 @@ import deploy.fleet.pool_engine
 import deploy.fleet.supervisor
 from deploy.commands.up import scaled
 from deploy.engines import Member, WorkerLaunch
-from deploy.fleet.desire import desire, differences
+from deploy.fleet.desire import desire, differences, going_on
 from deploy.fleet.file import read_fleet_file
 from deploy.fleet.learner_process import LocalLearner, Place, learner_arguments
 from deploy.fleet.listener import Listener
 from deploy.fleet.state import Desired, DesiredLearner, FleetFolder, find_fleet
 from deploy.fleet.supervisor import supervise
-from deploy.settings import Settings, resolve, settings_of
+from deploy.settings import Settings, resolve, settings_of, to_toml
 from protocol.errors import UserError
 from protocol.keys import Keyring
 
@@ -386,6 +386,63 @@ def test_what_a_run_cannot_change_is_refused(tmp_path: Path, monkeypatch: pytest
     assert fewer.pools["far"].former_hosts == ("cpu1",)
     assert "far: 0 more hosts, 1 fewer" in differences(tunnelled, fewer)
     assert Desired.from_plain(json.loads(json.dumps(asdict(fewer)))).pools["far"].former_hosts == ("cpu1",)
+
+
+@pytest.mark.parametrize(
+    ("complete", "by_fleet_up", "total", "said"),
+    [
+        (True, False, "", "run fleet is complete and has 7,260 episodes: to train it further give"),
+        (True, True, "", "run fleet is complete and has 7,260 episodes"),
+        (True, True, "total_episodes = 7260", "run fleet is complete and has 7,260 episodes"),
+        (False, False, "", "run fleet was not begun by fleet up and has 7,260 episodes"),
+        (False, True, "total_episodes = 660", "run fleet already has 7,260 episodes"),
+        (False, True, "", "to 300,300 episodes"),
+        (False, False, "total_episodes = 8000", "to 8,580 episodes"),
+        (True, False, "total_episodes = 8000", "to 8,580 episodes"),
+    ],
+)
+def test_a_run_that_is_there_goes_on_only_where_that_is_meant(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    complete: bool,
+    by_fleet_up: bool,
+    total: str,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder, file = FleetFolder(Path("runs") / "fleet"), tmp_path / "fleet.toml"
+    (folder.run / "checkpoints" / "update-00011").mkdir(parents=True)
+    (folder.run / "config.toml").write_text(to_toml(resolve({"total_episodes": 7260})))
+    if complete:
+        (folder.run / "outcome").write_text("finished 11\n")
+    if by_fleet_up:
+        folder.path.mkdir()
+    file.write_text(f"[learner]\n{total}\n")
+    try:
+        lines = going_on(folder, desire(read_fleet_file(file), folder, None))
+    except UserError as error:
+        assert str(error).startswith(said), error
+    else:
+        [line] = lines
+        assert line.startswith("learner: goes on with run fleet at update 11 of ") and line.endswith(said)
+
+
+def test_a_complete_run_elsewhere_is_trained_further_only_where_that_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder, file = FleetFolder(Path("runs") / "fleet"), tmp_path / "fleet.toml"
+
+    def wanted(total: str, before: Desired | None) -> Desired:
+        file.write_text(f'[learner]\nhost = "gpu-box"\n{total}\n')
+        return desire(read_fleet_file(file), folder, before)
+
+    before = wanted("total_episodes = 7260", None)
+    folder.path.mkdir(parents=True)
+    folder.write_observed({"phase": "finished"})
+    with pytest.raises(UserError, match="run fleet is complete and has 7,260 episodes"):
+        wanted("", before)
+    assert "total_episodes = 8000" in wanted("total_episodes = 8000", before).learner.config
 
 
 def test_scaling_is_checked_against_what_the_pool_may_have(

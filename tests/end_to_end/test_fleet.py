@@ -156,7 +156,7 @@ def test_a_run_that_is_complete_takes_its_fleet_down(local: LocalFleet) -> None:
     assert "is complete" in local.up(status=2)
     assert "is complete" in local.fleet.run("scale", "here=2", "--run", "lab", status=2)
     local.write(count=1, episodes=800)
-    local.up()
+    assert "learner: goes on with run lab at update 10 of 20, to 800 episodes" in local.up()
     local.fleet.wait_until(lambda: local.updates() == 20, "a run that was made longer went on")
     local.fleet.run("down", "lab")
     assert local.processes() == []
