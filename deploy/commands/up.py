@@ -37,7 +37,7 @@ def up(
     wait: _Wait = "120",
 ) -> Exit:
     """Start what a fleet.toml names, or change what differs from it; show workers joining."""
-    from deploy.fleet.desire import desire, differences, going_on
+    from deploy.fleet.desire import desire, differences, going_on, no_pool_line
     from deploy.fleet.file import read_fleet_file
     from deploy.fleet.joining import show_joining
     from deploy.fleet.state import FleetFolder
@@ -58,7 +58,7 @@ def up(
         before = folder.desired()
         desired = desire(plan, folder, before)
         changes = differences(before, desired)
-        further = going_on(folder, desired)
+        further = going_on(folder, desired) + no_pool_line(desired)
         generation = folder.write_desired(desired)
     for line in [*(changes or [f"nothing differs from {file}"]), *further]:
         typer.echo(line)

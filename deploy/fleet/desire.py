@@ -80,6 +80,14 @@ def differences(before: Desired | None, after: Desired) -> list[str]:
     return lines
 
 
+def no_pool_line(desired: Desired) -> list[str]:
+    """Return a line that tells where no pool is wanted, and how workers come all the same."""
+    if all(pool.removed for pool in desired.pools.values()):
+        start = f"fleet worker --learner {desired.learner.address}"
+        return [f"no pool is named, so no workers are started: {start} starts one by hand"]
+    return []
+
+
 def pool_line(pool: DesiredPool) -> str:
     """Return a pool in a few words."""
     if pool.target:

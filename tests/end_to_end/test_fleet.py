@@ -187,6 +187,20 @@ def test_a_run_that_another_learner_trains_is_refused(local: LocalFleet) -> None
     assert not (local.run / "fleet").exists()
 
 
+def test_a_fleet_without_a_pool_says_that_no_workers_come(local: LocalFleet) -> None:
+    local.write(count=0)
+    file = local.folder / "fleet.toml"
+    file.write_text(file.read_text().partition("[pools")[0])
+    output = local.fleet.run("up", "-f", "fleet.toml", "--wait", 0, status=1)
+    address = local.desired()["learner"]["address"]
+    said = f"no pool is named, so no workers are started: fleet worker --learner {address} starts one by hand"
+    assert said in output.splitlines()
+    local.fleet.run("down")
+    local.write(count=0)
+    assert "no pool" not in local.fleet.run("up", "-f", "fleet.toml", "--wait", 0, status=1)
+    local.fleet.run("down")
+
+
 def test_mistakes_are_one_line(local: LocalFleet) -> None:
     for arguments, said in (
         (("up", "-f", "none.toml"), "none.toml cannot be read"),
