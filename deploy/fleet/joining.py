@@ -109,7 +109,8 @@ class _Joining:
         if problem := learner.get("failed") or learner.get("error"):
             yield f"learner: {problem}"
         elif not learner["answers"]:
-            yield f"learner: does not answer at {learner['address']} yet"
+            died = f"; one that was started ended: {words}" if (words := learner.get("last_words")) else ""
+            yield f"learner: does not answer at {learner['address']} yet{died}"
         for name, pool in observed["pools"].items():
             if pool.get("error"):
                 yield f"pool {name}: {pool['error']}"

@@ -37,6 +37,8 @@ class LearnerKeeper(Keeper):
         super().__init__("learner")
         self.order, self._process = order, process
         self._state = LearnerReconciler(config)
+        self._last_words = ""
+        """Of one that died, until another answers."""
         self.started = -math.inf
         """When it was last started, if by us: who answered before was another."""
         self.view: Mapping[str, Any] = {"generation": -1, "finished": False, "config": config}
@@ -61,11 +63,16 @@ class LearnerKeeper(Keeper):
         if failed and not self.view.get("failed"):
             failed = f"{failed}: {process.log(1).removeprefix('fleet: ')}"
             logger.error("learner: %s", failed)
+        if not self._state.deaths:
+            self._last_words = ""
+        elif not alive:
+            self._last_words = process.log(1).removeprefix("fleet: ")
         self.view = {
             "generation": order.generation,
             "alive": alive,
             "finished": finished,
             "failed": failed and (self.view.get("failed") or failed),
+            "last_words": self._last_words,
             "config": self._state.config,
         }
         return bool(action)

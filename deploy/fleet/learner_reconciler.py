@@ -22,7 +22,9 @@ class LearnerReconciler:
         """That it was last started with."""
         self.failed = ""
         """Why it is no longer started."""
-        self._generation, self._deaths = 0, 0
+        self.deaths = 0
+        """In a row, since it last answered or a command was given."""
+        self._generation = 0
         self._began = self._start_at = 0.0
         self._asked: float | None = None
         """When it was asked to end."""
@@ -33,11 +35,11 @@ class LearnerReconciler:
     ) -> Literal["", "start", "stop", "kill"]:
         """Return what to do; `wanted` is its configuration, None where no learner is."""
         if generation != self._generation:
-            self._generation, self._deaths, self.failed, self._start_at = generation, 0, "", 0.0
+            self._generation, self.deaths, self.failed, self._start_at = generation, 0, "", 0.0
         if alive:
             self._lived = True
             if answers and now - self._began > OWN_ANSWER_SECONDS:
-                self._deaths = 0
+                self.deaths = 0
             if wanted == self.config:
                 self._asked = None
                 return ""
@@ -48,12 +50,12 @@ class LearnerReconciler:
         if self._lived:  # it has ended just now
             self._lived = False
             told = self._asked is not None
-            self._deaths += not told
-            self._start_at = now if told else now + pause_seconds(self._deaths)
+            self.deaths += not told
+            self._start_at = now if told else now + pause_seconds(self.deaths)
             self._asked = None
         if wanted is None or self.failed or now < self._start_at:
             return ""
-        if self._deaths >= DEATHS_IN_VAIN:
+        if self.deaths >= DEATHS_IN_VAIN:
             self.failed = "it ends as soon as it starts"
             return ""
         self.config, self._began, self._lived = wanted, now, True

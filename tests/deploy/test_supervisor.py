@@ -19,6 +19,7 @@ from deploy.commands.up import scaled
 from deploy.engines import Member, WorkerLaunch
 from deploy.fleet.desire import desire, differences, going_on
 from deploy.fleet.file import read_fleet_file
+from deploy.fleet.joining import show_joining
 from deploy.fleet.learner_process import LocalLearner, Place, learner_arguments
 from deploy.fleet.listener import Listener
 from deploy.fleet.state import Desired, DesiredLearner, FleetFolder, find_fleet
@@ -70,7 +71,7 @@ class Machines:
         return self.complete
 
     def log(self, lines: int) -> str:
-        return ""
+        return "fleet: the disk is made of cheese"
 
     def close(self) -> None:
         pass
@@ -301,6 +302,19 @@ def test_a_live_learner_is_not_stopped_for_one_that_could_not_listen(
         before,
     )
     assert after.pools["two"].key == str(tmp_path / "workers.key")
+
+
+def test_a_learner_that_dies_is_told_of_before_it_is_given_up(
+    run: Run, machines: Machines, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wait_until(lambda: run.folder.observed().get("learner", {}).get("answers", False), "it answers")
+    machines.mute = True
+    machines.alive = False
+    wait_until(lambda: "cheese" in run.folder.observed()["learner"]["last_words"], "its last words are kept")
+    assert not show_joining(run.folder, 1, {}, 0.0)
+    assert "yet; one that was started ended: the disk is made of cheese\n" in capsys.readouterr().err
+    machines.mute = False
+    wait_until(lambda: run.folder.observed()["learner"]["last_words"] == "", "another answers")
 
 
 def test_autoscaling_says_why(run: Run, machines: Machines, tmp_path: Path) -> None:
