@@ -46,8 +46,8 @@ PAUSE_MILLISECONDS = 4
 dealt no more often anyhow."""
 VIEW_SECONDS = 0.2
 """Age at which the picture for the display is renewed."""
-LEAVE_TAKING_SECONDS = 2.0
-"""How long the workers' goodbyes may take at the end of a run: a way through a tunnel is long."""
+GOODBYE_AGAIN_SECONDS = 0.5
+"""At the end of a run, to those who are still there: one may have joined, or connected anew, meanwhile."""
 REOPEN_PAUSE_SECONDS = 60.0
 """Between two closings of all connections for the sake of who is expelled."""
 
@@ -152,11 +152,17 @@ class Collector:
         return take(self._evaluations, timeout_seconds)
 
     def finish(self, reason: str) -> None:
-        """Tell every worker that the run is over, and leave them a moment to go."""
-        self._mailbox.ask(lambda: self._registry.finish(reason)).result()
-        deadline = time.monotonic() + LEAVE_TAKING_SECONDS
-        while time.monotonic() < deadline and self._mailbox.ask(self._anyone_here).result():
+        """Tell every worker that the run is over until all have gone, those that are silent as lost."""
+        now = tell_at = time.monotonic()
+        deadline = now + self._registry.config.liveness_seconds
+        while now < deadline:
+            if now >= tell_at:
+                self._mailbox.ask(lambda: self._registry.finish(reason)).result()
+                tell_at = now + GOODBYE_AGAIN_SECONDS
+            if not self._mailbox.ask(self._anyone_here).result():
+                return
             time.sleep(TURN_MILLISECONDS / 1000)
+            now = time.monotonic()
 
     # The I/O thread
 

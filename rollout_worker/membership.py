@@ -122,6 +122,7 @@ class Membership:
             case Refuse(reason):
                 yield from self._ended(Stop(ExitCode.REFUSED, f"the learner refuses this worker: {reason}"))
             case Goodbye(_, reason):
+                yield self._goodbye("the learner said goodbye")
                 yield from self._ended(Stop(ExitCode.DONE, f"the learner says goodbye: {reason}"))
             case Answer():
                 yield from self._answered(event, now)
@@ -169,7 +170,7 @@ class Membership:
             reason = f"{self._drains}: drained" if self._drains else "drained"
             self.state, self._end, self._end_at = State.LEAVING, Stop(ExitCode.DONE, reason), now
         if self.state is State.LEAVING and (settled or now >= self._end_at):
-            yield Send(Goodbye(self._hello.session, self._end.reason, self.tickets.holdings()))
+            yield self._goodbye(self._end.reason)
             yield from self._ended(self._end)
 
     def _foreign(self, event: FromLearner) -> bool:
@@ -285,6 +286,9 @@ class Membership:
         if abandoned:
             yield Abandon(abandoned)
         yield Log("error" if end.code else "info", f"leaving: {end.reason}")
+
+    def _goodbye(self, reason: str) -> Send:
+        return Send(Goodbye(self._hello.session, reason, self.tickets.holdings()))
 
     def _ended(self, end: Stop) -> Iterator[Instruction]:
         self.state = State.ENDED

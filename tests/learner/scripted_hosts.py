@@ -143,6 +143,7 @@ class ScriptedHost:
                     self.refused = reason
                 case Goodbye(_, reason):
                     self.farewell = reason
+                    send_nowait(self.control, encode(Goodbye(self.session, reason)))
         now = time.monotonic()
         if now - self.beaten_at < HEARTBEAT_SECONDS:
             return

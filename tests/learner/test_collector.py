@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, cast
 
@@ -149,6 +150,25 @@ def test_invalid_episodes_are_counted_with_their_reason_and_do_not_flood_the_log
     lines = [record.getMessage() for record in caplog.records if "episode" in record.getMessage()]
     assert len(lines) == 2, "the 1st and the 10th"
     assert all("of run another run" in line for line in lines)
+
+
+def test_the_end_of_a_run_is_told_until_all_have_gone(learner: Learner) -> None:
+    """One worker is slow to answer, another joins when the others have been told already."""
+    first = learner.peer()
+    first.send(hello("first"))
+    assert isinstance(receive(first), Welcome)
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(learner.collector.finish, "all is done")
+        assert receive(first) == receive(first) == Goodbye("first", "all is done")
+        late = learner.peer()
+        late.send(hello("late"))
+        assert isinstance(receive(late), Welcome)
+        assert receive(late) == Goodbye("late", "all is done")
+        assert not ending.done()
+        first.send(encode(Goodbye("first", "bye")))
+        late.send(encode(Goodbye("late", "bye")))
+        ending.result(DEADLINE_SECONDS)
+    assert [worker["state"] for worker in learner.ask()["workers"]] == ["left", "left"]
 
 
 def test_what_ended_the_thread_is_what_its_users_are_told(learner: Learner) -> None:

@@ -423,8 +423,10 @@ def test_refuse_goodbye_and_a_failed_build_end_the_worker() -> None:
         (Refuse("another version"), ExitCode.REFUSED),
         (Goodbye("session", "the run is over"), ExitCode.DONE),
     ):
-        (stop,) = of(Life().do(event), Stop)
+        did = Life().do(event)
+        (stop,) = of(did, Stop)
         assert stop.code is code
+        assert len(sent(did, Goodbye)) == (code is ExitCode.DONE), "a learner waits until all have gone"
     life = Life()
     life.do(WELCOME, BuildFailed("no such module"))
     did = life.after(0.0)
