@@ -8,18 +8,14 @@ import time
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
 
-from deploy.storage import storage_told
+from deploy.storage import MARKS, Kind, storage_told
 from protocol.errors import UserError
 
 RUNS = Path("runs")
 PRETRAINED = "pretrained:"
 """Begins what names a policy that comes with this release."""
 _LONGEST_NAME = 100
-Kind = Literal["training", "sweep"]
-_MARKS: Mapping[Kind, str] = {"training": "config.toml", "sweep": "sweep.json"}
-"""File by which the folder of each kind is known."""
 _COMMANDS: Mapping[Kind, str] = {"training": "fleet train", "sweep": "fleet sweep"}
 OUTCOME, FINISHED = "outcome", "finished"
 """File of a run's folder, and what stands in it once it is complete, with the number of its updates."""
@@ -48,7 +44,7 @@ def _find(text: str, wanted: Kind, called: str) -> Path:
     for folder, kind in found.items():
         goes_on = f"{_COMMANDS[kind]} --resume {text} goes on with it"
         raise UserError(f"{folder} is a {kind}, not a {wanted}: {goes_on}")
-    known = sorted(file.parent.name for file in RUNS.glob(f"*/{_MARKS[wanted]}"))
+    known = sorted(file.parent.name for file in RUNS.glob(f"*/{MARKS[wanted]}"))
     near = get_close_matches(Path(text).name, known, n=3) or known[-3:]
     more = f" and {len(known) - len(near):,} more" if len(known) > len(near) else ""
     are = "is" if len(known) == 1 else "are"
@@ -58,7 +54,7 @@ def _find(text: str, wanted: Kind, called: str) -> Path:
 
 def _kind(folder: Path) -> Kind | None:
     """Return what a folder holds."""
-    for kind, mark in _MARKS.items():
+    for kind, mark in MARKS.items():
         if os.path.isfile(folder / mark):  # False for a name that is too long for a file
             return kind
     return None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from protocol.errors import FleetError, UserError
 
@@ -20,8 +21,9 @@ _MENDS = {
     errno.EMFILE: "raise the limit (ulimit -Hn) or keep away who takes all connections",
     errno.ESTALE: "mount it again",
 }
-_BEGUN = ("config.toml", "sweep.json")
-"""Files of a folder with which --resume can go on."""
+Kind = Literal["training", "sweep"]
+MARKS: Mapping[Kind, str] = {"training": "config.toml", "sweep": "sweep.json"}
+"""File by which the folder of each kind is known, and with which --resume can go on."""
 
 
 @contextmanager
@@ -37,7 +39,7 @@ def storage_told(folder: Path) -> Iterator[None]:
         what = _what(error, folder) if at.is_relative_to(root) or root.is_relative_to(at) else None
         if what is None:
             raise
-        begun = any(os.path.exists(folder / name) for name in _BEGUN)
+        begun = any(os.path.exists(folder / name) for name in MARKS.values())
         again = f"--resume {folder.name}" if begun else "try again"
         raise FleetError(f"{what}, then {again}") from error
 

@@ -218,9 +218,8 @@ def _pool_address(name: str, plan: PoolPlan, fleet: FleetPlan, chosen: Settings)
 
 def _check_free(folder: FleetFolder, chosen: Settings) -> None:
     """Raise UserError where another's learner trains the run, or this one could not listen."""
-    if LocalLearner(
-        folder.run
-    ).alive():  # it holds its ports: let the new one be refused for its bind and keys alone
+    if LocalLearner(folder.run).alive():
+        # It holds its ports: let the new one be refused for its bind and keys alone.
         usable_ports(replace(chosen.launch, port="auto"), "auto")
         return
     if is_locked(folder.run / "lock"):
