@@ -36,6 +36,14 @@ def test_the_list_is_read_again_each_second(keyring: Keyring) -> None:
     assert access.read_again(4.0) is None
 
 
+def test_nothing_is_counted_against_whoever_is_not_listed(keyring: Keyring) -> None:
+    lab, _ = keyring.new("lab", "worker")
+    access = Access(keyring)
+    for public in ("", KeyPair.new().public, lab.pair.public):
+        access.offend(public, "no valid message", 0.0)
+    assert list(access.conduct.to_plain(0.0)) == [lab.pair.public]
+
+
 def test_a_list_that_cannot_be_read_changes_nothing(
     keyring: Keyring, caplog: pytest.LogCaptureFixture
 ) -> None:
